@@ -1,0 +1,144 @@
+"""What a rule accepts: the checks that stand before its first line, and the tools all rules share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from gradderiv.errors import DtypeError, InputError, message
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def rule(function: F) -> F:
+    """Let a tensor subclass see the call under its own name (``torch.overrides``).
+
+    A ``TexTensor`` prints ``softmax(S)`` by its name for this reason; every other tensor runs the body.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tensors = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        if has_torch_function(tensors):
+            return handle_torch_function(call, tensors, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    call.is_rule = True  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
+
+
+def shape(tensor: Tensor) -> str:
+    """``(2, 7, 12)`` as text."""
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+def shapes(**tensors: Tensor | None) -> str:
+    """``X (2, 7, 12), W (12, 8)`` as text; what is None is left out."""
+    return ", ".join(f"{name} {shape(t)}" for name, t in tensors.items() if t is not None)
+
+
+def require(condition: bool, asked: str, came: str, cause: str, do: str) -> None:
+    """Raise :class:`InputError` in the package's wording unless ``condition`` holds."""
+    if not condition:
+        raise InputError(message(asked, came, cause, do))
+
+
+def require_tensors(where: str, **tensors: Tensor | None) -> None:
+    """Demand floating tensors of one dtype on one device, none of them empty.
+
+    Raises:
+        DtypeError: not a tensor, an integer tensor, several dtypes or several devices.
+        InputError: a tensor without elements.
+    """
+    given = {name: t for name, t in tensors.items() if t is not None}
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise DtypeError(
+                message(
+                    f"{where} needs {name} as a tensor",
+                    type(t).__name__,
+                    "a list or a NumPy array was passed",
+                    f"torch.as_tensor({name})",
+                )
+            )
+        if not (t.dtype.is_floating_point or t.dtype.is_complex):
+            raise DtypeError(
+                message(
+                    f"{where} needs floating-point tensors",
+                    f"{name} has dtype {t.dtype}",
+                    "integers have no derivative; token numbers must pass through an embedding first",
+                    f"{name}.double(), or look up its embedding",
+                )
+            )
+        require(
+            t.numel() > 0,
+            f"{where} needs tensors with elements",
+            f"{name} has shape {shape(t)}",
+            "an empty batch or sequence",
+            "skip the call when there is nothing to attend to",
+        )
+    dtypes = {name: t.dtype for name, t in given.items()}
+    if len(set(dtypes.values())) > 1:
+        raise DtypeError(
+            message(
+                f"{where} needs one dtype",
+                ", ".join(f"{n} {d}" for n, d in dtypes.items()),
+                "a module and its input in different precisions, or autocast around a rule",
+                "cast the inputs to the dtype of the weights",
+            )
+        )
+    devices = {name: t.device for name, t in given.items()}
+    if len(set(devices.values())) > 1:
+        raise DtypeError(
+            message(
+                f"{where} needs one device",
+                ", ".join(f"{n} {d}" for n, d in devices.items()),
+                "a tensor was left behind when the model was moved",
+                "move all of them with .to(device)",
+            )
+        )
+
+
+def require_mask(where: str, mask: Tensor | None, scores: tuple[int, ...]) -> None:
+    """Demand a boolean mask (True = may attend) that broadcasts to the scores.
+
+    Raises:
+        DtypeError: a mask that is not boolean.
+        InputError: a mask that does not broadcast.
+    """
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise DtypeError(
+            message(
+                f"{where} needs a boolean mask, True = may attend",
+                f"dtype {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__,
+                "an additive mask of 0 and -inf, or an attention_mask of 0 and 1",
+                "pass an additive mask as bias=, and 0/1 as mask.bool()",
+            )
+        )
+    require_broadcast(where, "mask", mask, scores)
+
+
+def require_broadcast(where: str, name: str, tensor: Tensor, scores: tuple[int, ...]) -> None:
+    """Demand that ``tensor`` broadcasts to the shape of the scores.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        fits = torch.broadcast_shapes(tensor.shape, scores) == torch.Size(scores)
+    except RuntimeError:
+        fits = False
+    require(
+        fits,
+        f"{where} needs a {name} that broadcasts to the scores {tuple(scores)}",
+        f"{name} {shape(tensor)}",
+        "queries and keys exchanged, or no axis for the heads",
+        f"the last two axes are n_q, n_k; a {name} per sequence needs a head axis: {name}.unsqueeze(-3)",
+    )
