@@ -38,7 +38,7 @@ class AttentionSaved(NamedTuple):
     bias: Tensor | None
     S: Tensor
     P: Tensor
-    O: Tensor  # noqa: E741  the field's own name for the output
+    O: Tensor
     scale: float
     mask: Tensor | None
 
