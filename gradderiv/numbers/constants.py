@@ -1,0 +1,67 @@
+"""Which real number a floating-point constant stands for.
+
+0.35355339059327373 in a program means 1/√8 and 0.1 means one tenth. A constant is read as, in this order: an integer; a
+rational with a small denominator; the shortest decimal that rounds to it; a rational times the root of a
+small square-free integer; and otherwise as exactly the dyadic number that it is. Closeness is relative, two
+units in the last place, and denominators are small enough for an accident to be unlikely (one in 10⁹ in double precision).
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sympy import factorint
+
+DIGITS = {torch.float64: 53, torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}
+LARGEST_ROOT = 1 << 20
+
+
+class Reading(NamedTuple):
+    """The constant ``ratio`` · √``root``."""
+
+    ratio: Fraction
+    root: int = 1
+
+    def __str__(self) -> str:
+        if self.root == 1:
+            return str(self.ratio)
+        top = f"√{self.root}" if self.ratio.numerator == 1 else f"{self.ratio.numerator}√{self.root}"
+        return top if self.ratio.denominator == 1 else f"{top}/{self.ratio.denominator}"
+
+
+def read(value: float, dtype: torch.dtype = torch.float64) -> Reading:
+    """The reading of a finite constant that was written in ``dtype``."""
+    if value == int(value):
+        return Reading(Fraction(int(value)))
+    digits = DIGITS.get(dtype, 53)
+    tolerance = 2.0 ** (2 - digits)
+    for candidate in (
+        Fraction(value).limit_denominator(max(2, 2 ** (digits // 4))),
+        _shortest_decimal(value, dtype),
+    ):
+        if candidate and abs(float(candidate) - value) <= tolerance * abs(value):
+            return Reading(candidate)
+    square = Fraction(value * value).limit_denominator(max(2, 2 ** (digits // 4)))
+    if square and abs(float(square) - value * value) <= 2 * tolerance * value * value:
+        outer, root = _square_free(square.numerator * square.denominator)
+        if root < LARGEST_ROOT:
+            return Reading(Fraction(outer if value > 0 else -outer, square.denominator), root)
+    return Reading(Fraction(value))
+
+
+def _shortest_decimal(value: float, dtype: torch.dtype) -> Fraction:
+    text = str(np.float32(value)) if dtype == torch.float32 else repr(value)
+    short = len(text.split("e")[0].strip("-0.").replace(".", "")) <= DIGITS.get(dtype, 53) // 4
+    return Fraction(text) if short else Fraction(0)
+
+
+def _square_free(n: int) -> tuple[int, int]:
+    """n = outer² · root with a square-free root."""
+    outer = root = 1
+    for prime, power in factorint(n).items():
+        outer *= prime ** (power // 2)
+        root *= prime ** (power % 2)
+    return outer, root

@@ -1,0 +1,209 @@
+"""A tensor whose entries are numbers of another kind.
+
+A :class:`Number` is a wrapper subclass of ``torch.Tensor``. Autograd works above it, so ``torch.autograd.grad``,
+a hand-written ``autograd.Function`` and ``nn.MultiheadAttention`` run on it unchanged; what reaches
+``__torch_dispatch__`` is a sequence of aten operations, which one table (:mod:`gradderiv.numbers.table`) answers.
+
+What an entry is, is said by its :class:`System`: named *parts*, each an ordinary tensor of the same shape (the
+residues in every lane; a primal and a tangent; indices of SymPy expressions), and a *note* on the whole tensor (its
+degree record, its TeX). A part that is missing stands for the system's fill value everywhere, which keeps
+the usual case small.
+
+A view does not store parts: it is a function of its base, applied to each part when asked. So writing into a slice reaches
+the base, and a part that comes into being later is there for all views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Part = Any  # an ordinary tensor, or a Number of another system (dual numbers over the field)
+Parts = dict[str, Part]
+Step = Callable[[Part], Part]
+
+
+class Cell:
+    """What a base and all its views share."""
+
+    __slots__ = ("note", "parts")
+
+    def __init__(self, parts: Parts, note: Any) -> None:
+        self.parts = parts
+        self.note = note
+
+
+class Number(torch.Tensor):
+    """A tensor of another kind of number. Make one with a :class:`System`, not by calling this class."""
+
+    system: System
+    cell: Cell
+    path: tuple[Step, ...]
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(
+        cls: type[Number],
+        system: System,
+        cell: Cell,
+        dtype: torch.dtype,
+        path: tuple[Step, ...] = (),
+    ) -> Number:
+        shown = cell.parts[system.main]
+        for step in path:
+            shown = step(shown)
+        self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            shown.shape,
+            strides=shown.stride(),
+            storage_offset=shown.storage_offset(),
+            dtype=dtype,
+            device=shown.device,
+        )
+        self.system, self.cell, self.path = system, cell, path
+        return self  # type: ignore[no-any-return]
+
+    def part(self, name: str) -> Part | None:
+        """The part of that name, seen through the steps from the base to this view; None stands for the fill."""
+        part = self.cell.parts.get(name)
+        if part is not None:
+            for step in self.path:
+                part = step(part)
+        return part
+
+    def full(self, name: str) -> Part:
+        """The part of that name, spelled out where it is missing."""
+        part = self.part(name)
+        return self.system.filled(self.main, name) if part is None else part
+
+    @property
+    def main(self) -> Part:
+        """The part that is always there."""
+        part = self.part(self.system.main)
+        assert part is not None
+        return part
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.cell.parts)
+
+    @property
+    def note(self) -> Any:
+        return self.cell.note
+
+    def write(self, new: Number) -> None:
+        """Overwrite the entries of this view, and so those of its base, by those of ``new``."""
+        for name in {**self.cell.parts, **new.cell.parts}:
+            if name not in self.cell.parts:
+                self.cell.parts[name] = self.system.filled(self.cell.parts[self.system.main], name)
+            self.part(name).copy_(new.full(name))  # type: ignore[union-attr]
+        covers = self.numel() == self.cell.parts[self.system.main].numel()
+        notes = [new.note] if covers else [self.note, new.note]
+        self.cell.note = self.system.join(notes)
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"{type(self).__name__}({self.system.show(self.detach())}, dtype={self.dtype}{grad})"
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        from gradderiv.numbers.table import dispatch
+
+        return dispatch(func, args, kwargs or {})
+
+
+class System:
+    """A kind of number: what its parts are, and the few operations from which the table builds all others.
+
+    The operands of the arithmetic are Numbers of this system; shapes broadcast as torch's do.
+    """
+
+    tensor: ClassVar[type[Number]] = Number
+    main: ClassVar[str]
+    fill: dict[str, Any]
+    rank: ClassVar[int] = 0  # where two systems meet, the higher one takes the lower as its constants
+
+    def wrap(self, parts: Parts, note: Any = None, dtype: torch.dtype = torch.float64) -> Number:
+        return self.tensor(self, Cell(parts, note), dtype)
+
+    def filled(self, like: Part, name: str) -> Part:
+        """What a missing part stands for, spelled out."""
+        value = self.fill[name]
+        return torch.full_like(like, value, dtype=torch.bool if isinstance(value, bool) else None)
+
+    def join(self, notes: list[Any]) -> Any:
+        """The note of a tensor put together from tensors with these notes."""
+        return notes[0] if notes else None
+
+    def show(self, x: Number) -> str:
+        return f"shape={tuple(x.shape)}"
+
+    # ---- to be answered by every system
+
+    def constant(self, value: Tensor, dtype: torch.dtype) -> Number:
+        raise NotImplementedError
+
+    def add(self, x: Number, y: Number) -> Number:
+        raise NotImplementedError
+
+    def neg(self, x: Number) -> Number:
+        raise NotImplementedError
+
+    def mul(self, x: Number, y: Number) -> Number:
+        raise NotImplementedError
+
+    def matmul(self, x: Number, y: Number) -> Number:
+        raise NotImplementedError
+
+    def sum(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
+        raise NotImplementedError
+
+    def reciprocal(self, x: Number) -> Number:
+        raise NotImplementedError
+
+    def exp(self, x: Number) -> Number:
+        raise NotImplementedError
+
+    def log(self, x: Number) -> Number:
+        raise NotImplementedError
+
+    def amax(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
+        raise NotImplementedError
+
+    def maximum(self, x: Number, y: Number) -> Number:
+        raise NotImplementedError
+
+    # ---- with a meaning that follows, unless the system knows better
+
+    def sub(self, x: Number, y: Number) -> Number:
+        return self.add(x, self.neg(y))
+
+    def div(self, x: Number, y: Number) -> Number:
+        return self.mul(x, self.reciprocal(y))
+
+    def viewed(self, func: Any, x: Number, args: Any, out: Any) -> Any:
+        """The result of a view, for a system that wants to take note of it."""
+        return out
+
+    def structured(self, func: Any, sources: list[Number], args: Any, out: Number) -> Number:
+        """The result of another structural operation, likewise."""
+        return out
+
+    def split_shift(self, x: Number, dims: tuple[int, ...]) -> tuple[Number | None, Number]:
+        """(m, x − m) with an m that keeps exp(x − m) in range; exact numbers need none."""
+        return None, x
+
+    def softmax(self, x: Number, dim: int) -> Number:
+        _, shifted = self.split_shift(x, (dim,))
+        E = self.exp(shifted)
+        return self.mul(E, self.reciprocal(self.sum(E, (dim,), True)))
+
+    def is_minus_infinity(self, x: Number) -> Tensor:
+        """Where an entry is −∞ by structure, as an ordinary boolean tensor."""
+        return torch.zeros(x.shape, dtype=torch.bool, device=x.device)
