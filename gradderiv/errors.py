@@ -18,7 +18,7 @@ class DtypeError(GradderivError, TypeError):
     """An argument of a type, dtype or device that the call cannot use."""
 
 
-class NoExactMeaning(GradderivError, TypeError):
+class NoExactMeaning(GradderivError, RuntimeError):
     """An operation that the number inside the tensor cannot give an exact meaning."""
 
 

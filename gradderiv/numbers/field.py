@@ -35,7 +35,7 @@ class FieldTensor(Number):
     """A tensor of numbers mod a prime, in several lanes."""
 
 
-class DrawAgain(Exception):  # noqa: N818
+class DrawAgain(Exception):
     """This point cannot carry the run: try again with the next draw, these roots or more lanes."""
 
     def __init__(self, why: str, *, root: int | None = None, lanes: int | None = None) -> None:
@@ -235,9 +235,7 @@ class Field(System):
         parts = self._lanes("v", self._each(residues.neg, [x.part(n) for n in self.values]))
         note = x.note
         if self._has_log(x):
-            parts |= self._lanes(
-                "log", [self._inverse(x.part(n), p) for n, p in zip(self.logs, self.primes, strict=True)]
-            )
+            parts |= self._lanes("log", self._inverse([x.part(n) for n in self.logs]))
             note = Note(note.value, note.log_inverse, note.log)
         return self.wrap(parts, note, x.dtype)
 
@@ -258,13 +256,23 @@ class Field(System):
         return self.wrap(self._lanes("v", v), note, x.dtype)
 
     def reciprocal(self, x: Number) -> Number:
-        v = [self._inverse(t, p) for t, p in zip(self._plain(x), self.primes, strict=True)]
+        v = self._inverse(self._plain(x))
         return self.wrap(self._lanes("v", v), Note(self.ledger.invert(x.note.value, x.numel())), x.dtype)
 
-    def _inverse(self, t: Tensor, p: int) -> Tensor:
-        if bool((t == 0).any()):
-            raise DrawAgain("a denominator is zero")
-        return residues.inverse(t, p)
+    def _inverse(self, lanes: list[Tensor]) -> list[Tensor]:
+        zero = [t == 0 for t in lanes]
+        if bool(torch.stack(zero).all(0).any()):
+            raise NoExactMeaning(
+                message(
+                    "exact arithmetic needs denominators that are not zero",
+                    "a division by a number that is zero in every lane",
+                    "a fully masked row: 0/0, or the derivative of log at 0",
+                    "give such rows a denominator of 1 first, as torch.where(row_is_empty, 1, r)",
+                )
+            )
+        if bool(torch.stack(zero).any()):
+            raise DrawAgain("a denominator is zero in one lane")
+        return self._each(residues.inverse, lanes)
 
     # ---- opaque functions
 

@@ -43,6 +43,9 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _in_place(system, func, functional, args, kwargs)
     if func in STRUCTURE:
         return _structure(system, func, args, kwargs)
+    out = func.decompose(*args, **kwargs)  # where torch itself says what it is made of
+    if out is not NotImplemented:
+        return out
     raise no_meaning(func)
 
 
@@ -482,7 +485,7 @@ for _overload, _factory in {
 
 @arithmetic(aten.diag_embed.default)
 def _diag_embed(system: System, x: Number, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Number:
-    zeros = torch.diag_embed(torch.empty(x.shape, device=x.device), offset, dim1, dim2).zero_()
+    zeros = torch.diag_embed(torch.zeros(x.shape, dtype=x.dtype, device=x.device), offset, dim1, dim2)
     out = system.constant(zeros, x.dtype)
     dispatch(aten.diagonal.default, (out, offset, dim1, dim2), {}).write(x)
     return out

@@ -1,0 +1,115 @@
+"""Dual numbers p + ε t, ε² = 0: forward-mode differentiation through a program's forward code alone.
+
+The tangent is carried by the arithmetic below autograd. A hand-written ``autograd.Function`` contributes its
+``forward`` and nothing else, so its ``backward`` can be held against the tangent. Primal and tangent are tensors of any one kind: floats, or
+residues for an exact derivative.
+
+``detach`` keeps the tangent: it changes what autograd records, not the function. The maximum of a row is a shift, and its tangent is 0:
+right for a program that does not depend on the shift, which the field tests with a second one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradderiv.numbers.number import Number, Parts, System
+
+
+class DualTensor(Number):
+    """A tensor of dual numbers."""
+
+    @property
+    def primal(self) -> Tensor:
+        return self.main  # type: ignore[no-any-return]
+
+    @property
+    def tangent(self) -> Tensor:
+        return self.full("t")  # type: ignore[no-any-return]
+
+
+class Dual(System):
+    """Dual numbers over floats or over another system."""
+
+    tensor = DualTensor
+    main = "p"
+    rank = 2
+
+    def __init__(self) -> None:
+        self.fill = {"t": 0}
+
+    def make(self, p: Tensor, t: Tensor | None = None) -> DualTensor:
+        """p + ε t; without t a constant."""
+        parts: Parts = {"p": p} if t is None else {"p": p, "t": t}
+        return self._wrap(parts, p.dtype)
+
+    def _wrap(self, parts: Parts, dtype: torch.dtype) -> DualTensor:
+        out = self.wrap(parts, None, dtype)
+        assert isinstance(out, DualTensor)
+        return out
+
+    def constant(self, value: Tensor, dtype: torch.dtype) -> Number:
+        return self._wrap({"p": value}, dtype)
+
+    def _result(self, p: Tensor, tangents: list[Tensor | None], dtype: torch.dtype) -> Number:
+        terms = [t for t in tangents if t is not None]
+        if not terms:
+            return self._wrap({"p": p}, dtype)
+        t = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        return self._wrap({"p": p, "t": t.expand(p.shape)}, dtype)
+
+    def add(self, x: Number, y: Number) -> Number:
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        return self._result(x.main + y.main, [x.part("t"), y.part("t")], dtype)
+
+    def neg(self, x: Number) -> Number:
+        t = x.part("t")
+        return self._result(-x.main, [None if t is None else -t], x.dtype)
+
+    def sub(self, x: Number, y: Number) -> Number:
+        t = y.part("t")
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        return self._result(x.main - y.main, [x.part("t"), None if t is None else -t], dtype)
+
+    def mul(self, x: Number, y: Number) -> Number:
+        tx, ty = x.part("t"), y.part("t")
+        tangents = [None if tx is None else tx * y.main, None if ty is None else x.main * ty]
+        return self._result(x.main * y.main, tangents, torch.promote_types(x.dtype, y.dtype))
+
+    def matmul(self, x: Number, y: Number) -> Number:
+        tx, ty = x.part("t"), y.part("t")
+        tangents = [None if tx is None else tx @ y.main, None if ty is None else x.main @ ty]
+        return self._result(x.main @ y.main, tangents, torch.promote_types(x.dtype, y.dtype))
+
+    def sum(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
+        t = x.part("t")
+        tangent = None if t is None else t.sum(dims, keepdim=keepdim)
+        return self._result(x.main.sum(dims, keepdim=keepdim), [tangent], x.dtype)
+
+    def reciprocal(self, x: Number) -> Number:
+        r, t = torch.reciprocal(x.main), x.part("t")
+        return self._result(r, [None if t is None else -(r * r * t)], x.dtype)
+
+    def exp(self, x: Number) -> Number:
+        E, t = torch.exp(x.main), x.part("t")
+        return self._result(E, [None if t is None else E * t], x.dtype)
+
+    def log(self, x: Number) -> Number:
+        t = x.part("t")
+        return self._result(torch.log(x.main), [None if t is None else t / x.main], x.dtype)
+
+    def amax(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
+        return self._wrap({"p": torch.amax(x.main, dims, keepdim=keepdim)}, x.dtype)
+
+    def maximum(self, x: Number, y: Number) -> Number:
+        return self._wrap({"p": torch.maximum(x.main, y.main)}, x.dtype)
+
+    def split_shift(self, x: Number, dims: tuple[int, ...]) -> tuple[Number | None, Number]:
+        if isinstance(x.main, Number):
+            return None, x
+        m = x.main.amax(dims, keepdim=True)
+        shift = self._wrap({"p": m.masked_fill(m == -torch.inf, 0)}, x.dtype)
+        return shift, self.sub(x, shift)
+
+    def is_minus_infinity(self, x: Number) -> Tensor:
+        return x.main == -torch.inf  # type: ignore[no-any-return]

@@ -1,0 +1,88 @@
+"""Whether a rational function of symbols and opaque exponentials is zero, exactly.
+
+Every symbol, every :class:`~gradderiv.numbers.symbols.Exp` and every square root becomes a generator of a polynomial ring over the rationals. An expression
+becomes a numerator over a product of powers of denominators; sums go over the least common multiple of these powers, without
+any factoring. It is zero if and only if the numerator is, modulo generator² = q for each root of q: a proof, since an identity in
+free generators holds for exponentials too. (SymPy's ``together`` and ``expand`` do the same some ten times slower, ``simplify`` a hundred times.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy as sp
+from sympy.polys.rings import PolyElement, PolyRing
+
+from gradderiv.numbers.symbols import Exp
+
+Fraction = tuple[Any, dict[Any, int]]  # a numerator, and the power of each denominator
+
+
+class Rational:
+    """Decides zero for expressions in the atoms of ``expressions``."""
+
+    def __init__(self, *expressions: sp.Expr) -> None:
+        atoms = set().union(*(_atoms(e) for e in expressions))
+        ordered = sorted(atoms, key=sp.default_sort_key)
+        self.ring = PolyRing([f"g{i}" for i in range(max(len(ordered), 1))], sp.QQ)
+        self.generators = dict(zip(ordered, self.ring.gens, strict=False))
+        self.roots = [g**2 - int(a.base) for a, g in self.generators.items() if a.is_Pow]
+        self.known: dict[sp.Expr, Fraction] = {}
+
+    def is_zero(self, difference: sp.Expr) -> bool:
+        """Whether the expression vanishes identically."""
+        numerator, _ = self.fraction(difference)
+        return bool((numerator.rem(self.roots) if self.roots else numerator) == 0)
+
+    def fraction(self, e: sp.Expr) -> Fraction:
+        """The expression as a numerator over powers of denominators."""
+        if e not in self.known:
+            self.known[e] = self._fraction(e)
+        return self.known[e]
+
+    def _fraction(self, e: sp.Expr) -> Fraction:
+        if e in self.generators:
+            return self.generators[e], {}
+        if e.is_Rational:
+            return self.ring(sp.QQ(e.p, e.q)), {}
+        if e.is_Add:
+            return self._sum([self.fraction(a) for a in e.args])
+        if e.is_Mul:
+            numerator, denominators = self.ring.one, {}
+            for n, d in map(self.fraction, e.args):
+                numerator *= n
+                denominators = {k: denominators.get(k, 0) + d.get(k, 0) for k in {**denominators, **d}}
+            return numerator, denominators
+        if e.is_Pow and e.exp.is_Integer:
+            n, d = self.fraction(e.base)
+            power = abs(int(e.exp))
+            if e.exp > 0:
+                return n**power, {k: m * power for k, m in d.items()}
+            top = self.ring.one
+            for k, m in d.items():
+                top *= k ** (m * power)
+            return top, {n: power}
+        if e.is_Pow and e.exp.is_Rational and e.base.is_Integer:  # q^(j/2) = q^((j−1)/2) √q
+            return self.fraction(sp.sqrt(e.base) * sp.Integer(e.base) ** (e.exp - sp.Rational(1, 2)))
+        raise ValueError(f"{e} is no rational function of symbols, exponentials and square roots")
+
+    def _sum(self, terms: list[Fraction]) -> Fraction:
+        common: dict[PolyElement, int] = {}
+        for _, d in terms:
+            for k, m in d.items():
+                common[k] = max(common.get(k, 0), m)
+        numerator = self.ring.zero
+        for n, d in terms:
+            for k, m in common.items():
+                n = n * k ** (m - d.get(k, 0))
+            numerator += n
+        return numerator, common
+
+
+def _atoms(e: sp.Expr) -> set[sp.Expr]:
+    """Symbols, exponentials (not what stands inside them) and roots of integers."""
+    if e.is_Symbol or isinstance(e, Exp):
+        return {e}
+    if e.is_Pow and not e.exp.is_Integer:
+        return {sp.sqrt(e.base)}
+    return set().union(*(_atoms(a) for a in e.args))
