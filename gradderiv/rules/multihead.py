@@ -4,9 +4,10 @@
     O_i = softmax(τ Q_i K_iᵀ + bias) V_i
     Y = concat(O_1 … O_h) W_O + b_O                                  Vaswani et al. 2017, §3.2.2
 
-X (..., n_q, d_model)   X_kv (..., n_k, d_kv)   W_Q (d_model, h·d_k)   W_K (d_kv, h·d_k)   W_V (d_kv, h·d_v)
+X (..., n_q, d_model)   X_kv (..., n_k, d_kv)   W_Q (d_model, h·d_k)   W_K (d_kv, h_kv·d_k)   W_V (d_kv, h_kv·d_v)
 W_O (h·d_v, d_out)   Q (..., h, n_q, d_k)   S, P (..., h, n_q, n_k)   O (..., h, n_q, d_v)   Y (..., n_q, d_out)
-Each W is the transpose of ``nn.Linear.weight``; head i owns the columns i·d … (i+1)·d of its projection.
+Each W is the transpose of ``nn.Linear.weight``; head i owns the columns i·d … (i+1)·d of its projection. With
+h_kv < h each key/value head serves h/h_kv query heads in a row (Ainslie et al. 2023).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class MultiheadSaved(NamedTuple):
     heads: AttentionSaved
     output: LinearSaved
     n_heads: int
+    n_kv_heads: int
     is_self: bool
 
 
@@ -79,6 +81,30 @@ def join_heads(X: Tensor) -> Tensor:
 
 
 @rule
+def repeat_heads(X: Tensor, n_heads: int) -> Tensor:
+    """(..., h_kv, n, d) → (..., h, n, d): [0 0 1 1], not [0 1 0 1]
+
+    Each key/value head serves h/h_kv query heads in a row; Ainslie et al. 2023.
+    """
+    h_kv = X.shape[-3]
+    if h_kv == n_heads:
+        return X
+    copies = X.unsqueeze(-3).expand(*X.shape[:-2], n_heads // h_kv, *X.shape[-2:])
+    return copies.flatten(-4, -3)
+
+
+@rule
+def sum_heads(X: Tensor, n_kv_heads: int) -> Tensor:
+    """(..., h, n, d) → (..., h_kv, n, d)
+
+    The transpose of :func:`repeat_heads`: what the query heads of a group return adds up.
+    """
+    if X.shape[-3] == n_kv_heads:
+        return X
+    return X.unflatten(-3, (n_kv_heads, -1)).sum(-3)
+
+
+@rule
 def multihead(
     X: Tensor,
     W_Q: Tensor,
@@ -87,6 +113,7 @@ def multihead(
     W_O: Tensor,
     *,
     n_heads: int,
+    n_kv_heads: int | None = None,
     X_kv: Tensor | None = None,
     b_Q: Tensor | None = None,
     b_K: Tensor | None = None,
@@ -102,8 +129,9 @@ def multihead(
 
     Args:
         X: (..., n_q, d_model), the queries' source.
-        W_Q, W_K, W_V, W_O: (d_model, h·d_k), (d_kv, h·d_k), (d_kv, h·d_v), (h·d_v, d_out).
+        W_Q, W_K, W_V, W_O: (d_model, h·d_k), (d_kv, h_kv·d_k), (d_kv, h_kv·d_v), (h·d_v, d_out).
         n_heads: h.
+        n_kv_heads: h_kv, a divisor of h; h when None.
         X_kv: (..., n_k, d_kv), the source of keys and values; X when None (self-attention).
         b_Q, b_K, b_V, b_O: biases of the four projections.
         scale: τ, 1/√d_k unless given.
@@ -117,18 +145,19 @@ def multihead(
         InputError: shapes that do not fit, h that does not divide, empty tensors.
         DtypeError: integers, several dtypes or devices, a mask that is not boolean.
     """
-    require_multihead(X, W_Q, W_K, W_V, W_O, n_heads, X_kv, b_Q, b_K, b_V, b_O, bias)
+    n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+    require_multihead(X, W_Q, W_K, W_V, W_O, n_heads, X_kv, b_Q, b_K, b_V, b_O, bias, n_kv_heads)
     source = X if X_kv is None else X_kv
     XW_Q, query = linear(X, W_Q, b_Q)  # ... n_q h·d_k
-    XW_K, key = linear(source, W_K, b_K)  # ... n_k h·d_k
-    XW_V, value = linear(source, W_V, b_V)  # ... n_k h·d_v
+    XW_K, key = linear(source, W_K, b_K)  # ... n_k h_kv·d_k
+    XW_V, value = linear(source, W_V, b_V)  # ... n_k h_kv·d_v
     Q = split_heads(XW_Q, n_heads)  # ... h n_q d_k
-    K = split_heads(XW_K, n_heads)  # ... h n_k d_k
-    V = split_heads(XW_V, n_heads)  # ... h n_k d_v
+    K = repeat_heads(split_heads(XW_K, n_kv_heads), n_heads)  # ... h n_k d_k
+    V = repeat_heads(split_heads(XW_V, n_kv_heads), n_heads)  # ... h n_k d_v
     O, heads = attention(Q, K, V, scale=scale, mask=mask, bias=bias)  # ... h n_q d_v
     C = join_heads(O)  # ... n_q h·d_v
     Y, output = linear(C, W_O, b_O)  # ... n_q d_out
-    return Y, MultiheadSaved(query, key, value, heads, output, n_heads, X_kv is None)
+    return Y, MultiheadSaved(query, key, value, heads, output, n_heads, n_kv_heads, X_kv is None)
 
 
 @rule
@@ -151,11 +180,13 @@ def multihead_jvp(
 
     The product rule through the parts of :func:`multihead`, first to last.
     """
-    h = saved.n_heads
+    h, h_kv = saved.n_heads, saved.n_kv_heads
     source_dot = X_dot if X_kv_dot is None else X_kv_dot
     Q_dot = split_heads(linear_jvp(saved.query, X_dot, W_Q_dot, b_Q_dot), h)  # ... h n_q d_k
-    K_dot = split_heads(linear_jvp(saved.key, source_dot, W_K_dot, b_K_dot), h)  # ... h n_k d_k
-    V_dot = split_heads(linear_jvp(saved.value, source_dot, W_V_dot, b_V_dot), h)  # ... h n_k d_v
+    XW_K_dot = linear_jvp(saved.key, source_dot, W_K_dot, b_K_dot)  # ... n_k h_kv·d_k
+    XW_V_dot = linear_jvp(saved.value, source_dot, W_V_dot, b_V_dot)  # ... n_k h_kv·d_v
+    K_dot = repeat_heads(split_heads(XW_K_dot, h_kv), h)  # ... h n_k d_k
+    V_dot = repeat_heads(split_heads(XW_V_dot, h_kv), h)  # ... h n_k d_v
     O_dot = attention_jvp(saved.heads, Q_dot, K_dot, V_dot, bias_dot)  # ... h n_q d_v
     C_dot = join_heads(O_dot)  # ... n_q h·d_v
     Y_dot = linear_jvp(saved.output, C_dot, W_O_dot, b_O_dot)  # ... n_q d_out
@@ -175,8 +206,11 @@ def multihead_vjp(dY: Tensor, saved: MultiheadSaved) -> MultiheadGradients:
     # O was attention(Q, K, V)
     dQ, dK, dV, dbias = attention_vjp(dO, saved.heads)
     # Q, K, V were the heads of X W_Q + b_Q, X_kv W_K + b_K, X_kv W_V + b_V
-    dX_V, dW_V, db_V = linear_vjp(join_heads(dV), saved.value)  # ... n_k d_kv, d_kv h·d_v, h·d_v
-    dX_K, dW_K, db_K = linear_vjp(join_heads(dK), saved.key)  # ... n_k d_kv, d_kv h·d_k, h·d_k
+    h_kv = saved.n_kv_heads
+    dXW_V = join_heads(sum_heads(dV, h_kv))  # ... n_k h_kv·d_v
+    dXW_K = join_heads(sum_heads(dK, h_kv))  # ... n_k h_kv·d_k
+    dX_V, dW_V, db_V = linear_vjp(dXW_V, saved.value)  # ... n_k d_kv, d_kv h_kv·d_v, h_kv·d_v
+    dX_K, dW_K, db_K = linear_vjp(dXW_K, saved.key)  # ... n_k d_kv, d_kv h_kv·d_k, h_kv·d_k
     dX_Q, dW_Q, db_Q = linear_vjp(join_heads(dQ), saved.query)  # ... n_q d_model, d_model h·d_k, h·d_k
     dX, dX_kv = _join_sources(dX_Q, dX_K + dX_V, saved.is_self)
     return MultiheadGradients(dX, dW_Q, dW_K, dW_V, dW_O, dX_kv, db_Q, db_K, db_V, db_O, dbias)
@@ -205,11 +239,13 @@ def multihead_vjp_jvp(
     The product rule on :func:`multihead_vjp`, line by line: first the tangents of the forward pass.
     ``b_O_dot`` is accepted for symmetry: no gradient depends on b_O.
     """
-    h = saved.n_heads
+    h, h_kv = saved.n_heads, saved.n_kv_heads
     source_dot = X_dot if X_kv_dot is None else X_kv_dot
     Q_dot = split_heads(linear_jvp(saved.query, X_dot, W_Q_dot, b_Q_dot), h)  # ... h n_q d_k
-    K_dot = split_heads(linear_jvp(saved.key, source_dot, W_K_dot, b_K_dot), h)  # ... h n_k d_k
-    V_dot = split_heads(linear_jvp(saved.value, source_dot, W_V_dot, b_V_dot), h)  # ... h n_k d_v
+    XW_K_dot = linear_jvp(saved.key, source_dot, W_K_dot, b_K_dot)  # ... n_k h_kv·d_k
+    XW_V_dot = linear_jvp(saved.value, source_dot, W_V_dot, b_V_dot)  # ... n_k h_kv·d_v
+    K_dot = repeat_heads(split_heads(XW_K_dot, h_kv), h)  # ... h n_k d_k
+    V_dot = repeat_heads(split_heads(XW_V_dot, h_kv), h)  # ... h n_k d_v
     C_dot = join_heads(attention_jvp(saved.heads, Q_dot, K_dot, V_dot, bias_dot))  # ... n_q h·d_v
     # the gradients that the backward pass hands from part to part
     dO = split_heads(linear_vjp(dY, saved.output).X, h)  # ... h n_q d_v
@@ -221,10 +257,18 @@ def multihead_vjp_jvp(
         dO, saved.heads, dO_dot, Q_dot, K_dot, V_dot, bias_dot
     )
     dX_V_dot, dW_V_dot, db_V_dot = linear_vjp_jvp(
-        join_heads(dV), saved.value, join_heads(dV_dot), source_dot, W_V_dot
+        join_heads(sum_heads(dV, h_kv)),
+        saved.value,
+        join_heads(sum_heads(dV_dot, h_kv)),
+        source_dot,
+        W_V_dot,
     )
     dX_K_dot, dW_K_dot, db_K_dot = linear_vjp_jvp(
-        join_heads(dK), saved.key, join_heads(dK_dot), source_dot, W_K_dot
+        join_heads(sum_heads(dK, h_kv)),
+        saved.key,
+        join_heads(sum_heads(dK_dot, h_kv)),
+        source_dot,
+        W_K_dot,
     )
     dX_Q_dot, dW_Q_dot, db_Q_dot = linear_vjp_jvp(
         join_heads(dQ), saved.query, join_heads(dQ_dot), X_dot, W_Q_dot
@@ -254,7 +298,9 @@ def require_multihead(
     b_V: Tensor | None,
     b_O: Tensor | None,
     bias: Tensor | None,
+    n_kv_heads: int | None = None,
 ) -> None:
+    n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
     require_tensors(
         "multihead", X=X, W_Q=W_Q, W_K=W_K, W_V=W_V, W_O=W_O,
         X_kv=X_kv, b_Q=b_Q, b_K=b_K, b_V=b_V, b_O=b_O, bias=bias,
@@ -267,11 +313,22 @@ def require_multihead(
         "a vector for a matrix of one row, or another batch size",
         "X.unsqueeze(-2), or expand the batch axis",
     )
+    whole = all(isinstance(h, int) and h > 0 for h in (n_heads, n_kv_heads))
+    require(
+        whole
+        and n_heads % n_kv_heads == 0
+        and not (W_Q.shape[-1] % n_heads or W_K.shape[-1] % n_kv_heads or W_V.shape[-1] % n_kv_heads),
+        "multihead needs n_heads to divide the columns of W_Q, and n_kv_heads those of W_K and W_V and n_heads",
+        f"n_heads={n_heads}, n_kv_heads={n_kv_heads}, {shapes(W_Q=W_Q, W_K=W_K, W_V=W_V)}",
+        "the width of one head passed for the number of heads, or a fused W_QKV",
+        "n_heads is h; split a fused matrix first",
+    )
+    group = n_heads // n_kv_heads
     for name, W, rows, what in (
         ("W_Q", W_Q, X.shape[-1], "d_model of X"),
         ("W_K", W_K, source.shape[-1], "the width of the keys' source"),
         ("W_V", W_V, source.shape[-1], "the width of the values' source"),
-        ("W_O", W_O, W_V.shape[-1], "h·d_v, the columns of W_V"),
+        ("W_O", W_O, W_V.shape[-1] * group, "h·d_v, the columns of W_V for every query head"),
     ):
         require(
             W.dim() == 2 and W.shape[0] == rows,
@@ -281,21 +338,11 @@ def require_multihead(
             "pass layer.weight.mT",
         )
     require(
-        W_Q.shape[1] == W_K.shape[1],
-        "multihead needs W_Q and W_K of equal width h·d_k",
-        shapes(W_Q=W_Q, W_K=W_K),
-        "grouped key/value heads",
-        "repeat the columns of W_K for every query head of its group",
-    )
-    divides = (
-        isinstance(n_heads, int) and n_heads > 0 and not (W_Q.shape[1] % n_heads or W_V.shape[1] % n_heads)
-    )
-    require(
-        divides,
-        "multihead needs n_heads to divide the columns of W_Q and of W_V",
-        f"n_heads={n_heads}, {shapes(W_Q=W_Q, W_V=W_V)}",
-        "the width of one head passed for the number of heads, or a fused W_QKV",
-        "n_heads is h; split a fused matrix first",
+        W_Q.shape[1] == W_K.shape[1] * group,
+        "multihead needs heads of W_Q and W_K of equal width d_k",
+        f"n_heads={n_heads}, n_kv_heads={n_kv_heads}, {shapes(W_Q=W_Q, W_K=W_K)}",
+        "grouped key/value heads without n_kv_heads",
+        "pass n_kv_heads, the number of heads in W_K",
     )
     for name, b, W in (("b_Q", b_Q, W_Q), ("b_K", b_K, W_K), ("b_V", b_V, W_V), ("b_O", b_O, W_O)):
         require(
