@@ -12,7 +12,7 @@ def diagnose(
     value: Tensor, reference: Tensor, wrong: Tensor, index: tuple[int, ...], n_heads: int | None = None
 ) -> str:
     """How many entries are wrong, where they sit, the worst of them, and what explains all of them at once."""
-    parts = [f"{int(wrong.sum())} of {wrong.numel()} entries wrong{_place(wrong, n_heads)}."]
+    parts = [f"{int(wrong.sum())} of {wrong.numel()} entries wrong{place(wrong, n_heads)}."]
     parts.append(
         f"Worst entry {list(index)}: {_number(value[index])}, should be {_number(reference[index])}."
     )
@@ -26,7 +26,7 @@ def _number(x: Tensor) -> str:
     return f"{float(x):.4g}"
 
 
-def _place(wrong: Tensor, n_heads: int | None) -> str:
+def place(wrong: Tensor, n_heads: int | None) -> str:
     """«: head 2 only», «: rows 1, 3 only», or nothing."""
     if bool(wrong.all()):
         return ""

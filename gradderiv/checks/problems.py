@@ -54,7 +54,13 @@ class Problem:
         """The arguments and the cotangent, each made by ``make(name, shape)``."""
         return {name: make(name, shape) for name, shape in self.shapes.items()}, make("dY", self.output)
 
-    def floats(self, seed: int, dtype: torch.dtype, role: str = "") -> tuple[dict[str, Tensor], Tensor]:
+    def on(self, device: str) -> dict[str, Any]:
+        """The options, with their masks on ``device``."""
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.options.items()}
+
+    def floats(
+        self, seed: int, dtype: torch.dtype, *, role: str = "", device: str = "cpu"
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Normal values with the problem's standard deviations, rounded to ``dtype``; ``role`` draws others."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.name}/{seed}/{role}".encode()))
 
@@ -62,7 +68,7 @@ class Problem:
             std = self.std if isinstance(self.std, float) else self.std.get(name, 1.0)
             value = torch.randn(shape, generator=generator, dtype=torch.float64)
             value = self._cotangent(value) if name == "dY" else value * std
-            return value.to(dtype)
+            return value.to(dtype).to(device)
 
         return self.draw(make)
 
@@ -117,7 +123,7 @@ _B_K = frozenset({"b_K"})
 
 
 def _layer(name: str, why: str, *, options: dict[str, Any], rule: str = "multihead", **sizes: Any) -> Problem:
-    extra = {k: sizes.pop(k) for k in ("std", "cotangent", "vacuous") if k in sizes}
+    extra = {"std": _weights(0.35)} | {k: sizes.pop(k) for k in ("std", "cotangent", "vacuous") if k in sizes}
     shapes = layer_shapes(**sizes)
     output = (*sizes.get("batch", ()), sizes["n"], sizes["d_out"])
     zeros = _B_K if "b_K" in shapes else frozenset()
@@ -181,7 +187,7 @@ def _problems() -> list[Problem]:
         _layer("grouped", "1 < h_kv < h and h/h_kv ≠ h_kv (onnx #7274)",
                options={"n_heads": 6, "n_kv_heads": 2, "mask": causal(5)}, biases=True,
                n=5, d_model=7, h=6, h_kv=2, d_k=3, d_v=2, d_out=11),
-        _layer("one-token", "size 1 everywhere", options={"n_heads": 1}, n=1, d_model=2, h=1, d_k=3, d_v=2, d_out=3,
+        _layer("one-token", "size 1 everywhere", options={"n_heads": 1}, vacuous=low, n=1, d_model=2, h=1, d_k=3, d_v=2, d_out=3,
                n_k=2),
         _layer("one-row", "one of several outputs got no cotangent (quack #53): here one row alone",
                options={"n_heads": 3, "mask": causal(5)}, cotangent="one row", biases=True, **self_),

@@ -38,6 +38,9 @@ class Dual(System):
     def __init__(self) -> None:
         self.fill = {"t": 0}
 
+    def accepts(self, other: System) -> bool:
+        return isinstance(other, Dual)
+
     def make(self, p: Tensor, t: Tensor | None = None) -> DualTensor:
         """p + ε t; without t a constant."""
         parts: Parts = {"p": p} if t is None else {"p": p, "t": t}
@@ -50,6 +53,10 @@ class Dual(System):
 
     def constant(self, value: Tensor, dtype: torch.dtype) -> Number:
         return self._wrap({"p": value}, dtype)
+
+    def born(self, value: Tensor, like: Number) -> Number:
+        p = like.main
+        return self._wrap({"p": p.system.born(value, p) if isinstance(p, Number) else value}, value.dtype)
 
     def _result(self, p: Tensor, tangents: list[Tensor | None], dtype: torch.dtype) -> Number:
         terms = [t for t in tangents if t is not None]
@@ -105,10 +112,15 @@ class Dual(System):
         return self._wrap({"p": torch.maximum(x.main, y.main)}, x.dtype)
 
     def split_shift(self, x: Number, dims: tuple[int, ...]) -> tuple[Number | None, Number]:
-        if isinstance(x.main, Number):
-            return None, x
-        m = x.main.amax(dims, keepdim=True)
-        shift = self._wrap({"p": m.masked_fill(m == -torch.inf, 0)}, x.dtype)
+        p = x.main
+        if isinstance(p, Number):
+            m, _ = p.system.split_shift(p, dims)
+            if m is None:
+                return None, x
+        else:
+            m = p.amax(dims, keepdim=True)
+            m = m.masked_fill(m == -torch.inf, 0)
+        shift = self._wrap({"p": m}, x.dtype)
         return shift, self.sub(x, shift)
 
     def is_minus_infinity(self, x: Number) -> Tensor:

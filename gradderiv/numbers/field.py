@@ -61,6 +61,7 @@ class Field(System):
         draw: number of the attempt, after a zero denominator.
         shift: draws the values that stand for the maxima of rows, and nothing else.
         target: log₂ of the failure probability asked for; more lanes are demanded as soon as it is out of reach.
+        device: where the random tensors live.
     """
 
     tensor = FieldTensor
@@ -76,9 +77,11 @@ class Field(System):
         draw: int = 0,
         shift: int = 0,
         target: float = 0.0,
+        device: str = "cpu",
     ) -> None:
         name = f"{seed}/{draw}"
         self.seed, self.lanes, self.roots, self.target = seed, lanes, roots, target
+        self.device = device
         self.primes = [residues.draw_prime(f"{name}/p{j}", roots) for j in range(lanes)]
         self.exps = [residues.Keyed(f"{name}/exp{j}", lanes) for j in range(lanes)]
         self.shifts = [residues.Keyed(f"{name}/{shift}/shift{j}", 2 * lanes) for j in range(lanes)]
@@ -95,7 +98,7 @@ class Field(System):
     def random(self, *shape: int, dtype: torch.dtype = torch.float64) -> Number:
         """A tensor of independent random entries: free variables."""
         parts = {
-            name: torch.randint(0, p, shape, generator=self.generator)
+            name: torch.randint(0, p, shape, generator=self.generator).to(self.device)
             for name, p in zip(self.values, self.primes, strict=True)
         }
         return self.wrap(parts, Note(VARIABLE), dtype)
@@ -349,6 +352,24 @@ class Field(System):
         for name in (*self.values, *(self.logs if self._has_log(x) or self._has_log(y) else ())):
             out |= x.full(name) != y.full(name)
         return hole | (out & ~both)
+
+    def common_factor(self, x: Number, y: Number) -> str:
+        """x/y in words, where it is one number for all entries whose square is a small rational; else nothing."""
+        p = self.primes[0]
+        a, b = x.main.reshape(-1), y.main.reshape(-1)
+        if bool((b == 0).any()):
+            return ""
+        ratio = residues.mul(a, residues.inverse(b, p), p)
+        if bool((ratio != ratio[0]).any()):
+            return ""
+        for power, words in ((1, "{}"), (2, "±√({})")):
+            target = pow(int(ratio[0]), power, p)
+            for denominator in range(1, 1001):
+                numerator = target * denominator % p
+                numerator -= p if numerator > p // 2 else 0
+                if abs(numerator) <= 1000:
+                    return words.format(Fraction(numerator, denominator))
+        return ""
 
     def failure(self, *tensors: Number) -> float:
         """log₂ of the probability that tensors found equal are not."""

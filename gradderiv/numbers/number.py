@@ -137,6 +137,10 @@ class System:
         value = self.fill[name]
         return torch.full_like(like, value, dtype=torch.bool if isinstance(value, bool) else None)
 
+    def accepts(self, other: System) -> bool:
+        """Whether numbers of ``other`` are numbers of this system as they stand."""
+        return self is other
+
     def join(self, notes: list[Any]) -> Any:
         """The note of a tensor put together from tensors with these notes."""
         return notes[0] if notes else None
@@ -151,6 +155,10 @@ class System:
 
     def add(self, x: Number, y: Number) -> Number:
         raise NotImplementedError
+
+    def born(self, value: Tensor, like: Number) -> Number:
+        """An ordinary tensor, made by a program on the way, as a Number beside ``like``."""
+        return self.constant(value, value.dtype)
 
     def neg(self, x: Number) -> Number:
         raise NotImplementedError

@@ -48,6 +48,9 @@ class Rounding(System):
         self.u_sum = torch.finfo(ACCUMULATED_IN.get(dtype, dtype)).eps / 2
         self.tiny = torch.finfo(dtype).tiny
 
+    def accepts(self, other: System) -> bool:
+        return isinstance(other, Rounding) and other.dtype == self.dtype
+
     def make(self, value: Tensor) -> RoundingTensor:
         """An input, exact as it stands."""
         out = self.wrap({"v": value.double()})

@@ -126,7 +126,7 @@ class Symbols(System):
         return self._map(lambda a: 1 / a, x)
 
     def exp(self, x: Number) -> Number:
-        return self._map(Exp, x)
+        return self._map(lambda a: Exp(sp.expand(a)), x)  # one form for one argument
 
     def log(self, x: Number) -> Number:
         return self._map(lambda a: sp.log(a) if a != 0 else -sp.oo, x)

@@ -89,7 +89,7 @@ def _system(args: tuple[Any, ...], kwargs: dict[str, Any]) -> System:
 
 def _lift(system: System, value: Any, like: Number | None = None) -> Number:
     """``value`` as a Number of ``system``; numbers of other kinds and ordinary tensors become constants."""
-    if isinstance(value, Number) and value.system is system:
+    if isinstance(value, Number) and system.accepts(value.system):
         return value
     dtype = like.dtype if like is not None else torch.get_default_dtype()
     if not isinstance(value, Tensor):
@@ -200,7 +200,7 @@ def _in_place(
     system: System, func: Any, functional: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     target = args[0]
-    if not isinstance(target, Number) or target.system is not system:
+    if not isinstance(target, Number) or not system.accepts(target.system):
         raise no_meaning(func, "writes exact numbers into an ordinary tensor")
     target.write(broadcast(dispatch(functional, args, kwargs), target.shape))
     return return_and_correct_aliasing(func, args, kwargs, target)
@@ -463,7 +463,7 @@ def _born(factory: Any) -> Handler:
         for ignored in ("memory_format", "layout", "pin_memory", "device"):
             kwargs.pop(ignored, None)
         value = factory(torch.empty(x.shape, dtype=dtype, device=x.device), *args, **kwargs)
-        return system.constant(value, dtype) if dtype.is_floating_point else value
+        return system.born(value, x) if dtype.is_floating_point else value
 
     return handler
 
@@ -486,7 +486,7 @@ for _overload, _factory in {
 @arithmetic(aten.diag_embed.default)
 def _diag_embed(system: System, x: Number, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Number:
     zeros = torch.diag_embed(torch.zeros(x.shape, dtype=x.dtype, device=x.device), offset, dim1, dim2)
-    out = system.constant(zeros, x.dtype)
+    out = system.born(zeros, x)
     dispatch(aten.diagonal.default, (out, offset, dim1, dim2), {}).write(x)
     return out
 
@@ -499,7 +499,7 @@ def _scattered(view: Any) -> Handler:
 
     def handler(system: System, g: Number, size: Any, *rest: Any) -> Number:
         zeros = torch.zeros([int(n) for n in size], dtype=g.dtype, device=g.device)
-        out = system.constant(zeros, g.dtype)
+        out = system.born(zeros, g)
         dispatch(view, (out, *rest), {}).write(g)
         return out
 

@@ -1,0 +1,103 @@
+"""Pairs of tensors that should be equal, run over the field until the bound asked for is reached.
+
+A run that meets a constant like 1/√2 asks for primes in which 2 is a square, one that divides by zero for another point, one with too many
+exponentials for another lane; :func:`exactly` answers and starts again. What depends on the maximum of a row is run under two shifts, at
+the same point and with the same keys, and must not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradderiv.numbers.field import DrawAgain, Field
+from gradderiv.numbers.number import Number
+
+TARGET = -40.0  # log₂ of the failure probability asked for
+REDRAWS = 3
+
+Pairs = Mapping[str, tuple[Number, Number]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the field says of one pair.
+
+    Attributes:
+        wrong: where value and reference differ in some lane.
+        moved: where the value depends on the shift that stands for the maximum of a row.
+        log2_failure: log₂ of the probability that a difference was missed.
+        log2_failure_over_q: the same where an error that is a multiple of a drawn prime counts too.
+        zero: the reference is zero, everywhere and in every lane.
+        factor: value/reference, where that is one small rational for all entries.
+    """
+
+    wrong: Tensor
+    moved: Tensor
+    log2_failure: float
+    log2_failure_over_q: float
+    lanes: int
+    zero: bool
+    factor: str = ""
+
+    @property
+    def equal(self) -> bool:
+        return not bool(self.wrong.any() or self.moved.any())
+
+
+def exactly(
+    run: Callable[[Field], Pairs], *, seed: int = 0, target: float = TARGET, lanes: int = 2, device: str = "cpu"
+) -> dict[str, Outcome]:
+    """Compare the pairs that ``run`` returns, entry by entry, over random points of prime fields.
+
+    Args:
+        run: given a field, returns pairs (value, reference) under their names. Called again with another field as needed.
+        seed: draws primes, points and keys.
+        target: log₂ of the failure probability to be reached for every pair.
+        lanes: how many to begin with.
+
+    Raises:
+        NoExactMeaning: the program does something that has no exact meaning.
+        DrawAgain: every one of the points drawn has a zero denominator.
+    """
+    roots: frozenset[int] = frozenset()
+    draw = 0
+    while True:
+        field = Field(seed, lanes, roots=roots, draw=draw, target=target, device=device)
+        try:
+            pairs = run(field)
+            worst = max((field.failure(*pair) for pair in pairs.values()), default=target)
+            if worst > target:
+                raise DrawAgain("too few lanes for the bound asked for", lanes=lanes + 1)
+            again = None
+            if field.shift_used:
+                other = Field(seed, lanes, roots=roots, draw=draw, target=target, device=device, shift=1)
+                again = run(other)
+        except DrawAgain as reason:
+            if reason.root is not None:
+                roots |= {reason.root}
+            elif reason.lanes is not None:
+                lanes = reason.lanes
+            elif (draw := draw + 1) > REDRAWS:
+                raise
+            continue
+        return {name: _outcome(field, pair, again and again[name]) for name, pair in pairs.items()}
+
+
+def _outcome(field: Field, pair: tuple[Number, Number], again: tuple[Number, Number] | None) -> Outcome:
+    value, reference = pair
+    if value.shape != reference.shape:
+        raise ValueError(f"shapes differ: {tuple(value.shape)} and {tuple(reference.shape)}")
+    wrong = field.differs(value, reference)
+    moved = torch.zeros_like(wrong)
+    if again is not None:
+        moved = field.differs(value, again[0])
+        wrong = wrong | field.differs(*again)
+    zero = not bool(field.differs(reference, torch.zeros_like(reference)).any())  # type: ignore[arg-type]
+    factor = field.common_factor(value, reference) if bool(wrong.all()) else ""
+    return Outcome(
+        wrong, moved, field.failure(*pair), field.failure_over_q(*pair), field.lanes, zero, factor
+    )

@@ -1,0 +1,303 @@
+"""Independent ways to the derivative. One table.
+
+An oracle is called with a rule and a problem, and returns one record for each argument and kind of number. None of them takes an expected
+value from the rule under test; the wrong-on-purpose rules of :mod:`gradderiv.checks.mutants` go through the same functions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sympy as sp
+import torch
+from torch import Tensor
+
+from gradderiv.checks import tolerance
+from gradderiv.checks.catalog import Rule
+from gradderiv.checks.compare import Comparison, compare
+from gradderiv.checks.diagnose import place
+from gradderiv.checks.differences import finite_differences
+from gradderiv.checks.exact import Outcome, Pairs, exactly
+from gradderiv.checks.identities import aliasing, identities
+from gradderiv.checks.problems import Problem
+from gradderiv.checks.reference import LOOPS, TEXTBOOK, TORCH
+from gradderiv.checks.report import Record
+from gradderiv.numbers.dual import Dual, DualTensor
+from gradderiv.numbers.field import Field
+from gradderiv.numbers.rational import Rational
+from gradderiv.numbers.symbols import Symbols
+from gradderiv.rules import blockdiag
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+Args = Mapping[str, Tensor]
+Oracle = Callable[..., list[Record]]
+
+
+def forward(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+    """The rule's value against the same formula in loops, and against torch's own layers."""
+    args, _dY = problem.floats(seed, torch.float64, device=device)
+    options = problem.on(device)
+    value = rule.value(args, options)
+    allowed = tolerance.of_value(lambda a: TEXTBOOK[problem.rule](**a, **options), args, torch.float64)
+    return [
+        _float(rule, problem, f"Y, {name}", "forward", torch.float64, compare(value, table[problem.rule](**args, **options), allowed))
+        for name, table in (("loops", LOOPS), ("torch", TORCH))
+    ]
+
+
+def autograd(
+    rule: Rule, problem: Problem, seed: int = 0, *, dtypes: Sequence[torch.dtype] = DTYPES, device: str = "cpu"
+) -> list[Record]:
+    """The gradients against autograd of the textbook forward in float64, from the same rounded inputs."""
+    options = problem.on(device)
+    records = []
+    for dtype in dtypes:
+        args, dY = problem.floats(seed, dtype, device=device)
+        exact = {name: x.double().requires_grad_() for name, x in args.items()}
+        Y = _textbook(problem, options)(exact)
+        reference = torch.autograd.grad(Y, list(exact.values()), dY.double(), materialize_grads=True)
+        allowed = tolerance.of_gradients(_textbook(problem, options), args, dY, dtype)
+        value = rule.gradients(args, options, dY)
+        for name, expected in zip(exact, reference, strict=True):
+            found = _compare(problem, name, value.get(name), expected, allowed[name])
+            records.append(_float(rule, problem, name, "autograd", dtype, found))
+    return records
+
+
+def differences(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+    """The gradients against central differences of the textbook forward, each with its error bound."""
+    if problem.vacuous:
+        return []
+    args, dY = problem.floats(seed, torch.float64, device=device)
+    options = problem.on(device)
+    forward_ = _textbook(problem, options)
+    estimates = finite_differences(lambda a: (forward_(a) * dY).sum(), args)
+    value = rule.gradients(args, options, dY)
+    return [
+        _float(rule, problem, name, "finite differences", torch.float64, _compare(problem, name, value.get(name), estimate, bound))
+        for name, (estimate, bound) in estimates.items()
+    ]
+
+
+def dual(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+    """Dual numbers through the rule's own forward code: ⟨dY, Ẏ⟩ = ⟨dθ, θ̇⟩ for each argument alone, and Ẏ itself.
+
+    Over the field, and the tangent in float64 too.
+    """
+    options = problem.on(device)
+
+    def run(field: Field) -> Pairs:
+        args, dY = problem.draw(lambda _name, shape: field.random(*shape))
+        dots = {name: field.random(*x.shape) for name, x in args.items()}
+        gradients = rule.gradients(args, options, dY)
+        pairs: dict[str, Any] = {}
+        for name in args:
+            Y = rule.value(_moving(args, {name: dots[name]}), options)
+            pairs[name] = ((gradients[name] * dots[name]).sum(), (_tangent(Y) * dY).sum())
+        if rule.tangent is not None:
+            pairs["jvp"] = (rule.tangent(args, options, dots), _tangent(rule.value(_moving(args, dots), options)))
+        return pairs
+
+    records = _exact(rule, problem, "dual", run, seed, device)
+    if rule.tangent is not None:
+        args, _dY = problem.floats(seed, torch.float64, device=device)
+        dots, _dY = problem.floats(seed, torch.float64, role="tangent", device=device)
+        expected = _tangent(rule.value(_moving(args, dots), options))
+        allowed = tolerance.of_tangent(_textbook(problem, options), args, dots, torch.float64)
+        found = compare(rule.tangent(args, options, dots), expected, allowed)
+        records.append(_float(rule, problem, "jvp", "dual", torch.float64, found))
+    return records
+
+
+def field(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+    """The gradients against autograd of the textbook forward, both over the field: exact, entry by entry."""
+    options = problem.on(device)
+
+    def run(numbers: Field) -> Pairs:
+        args, dY = problem.draw(lambda _name, shape: numbers.random(*shape))
+        leaves = {name: x.detach().requires_grad_() for name, x in args.items()}
+        Y = _textbook(problem, options)(leaves)
+        reference = torch.autograd.grad(Y, list(leaves.values()), dY, materialize_grads=True)
+        value = rule.gradients(args, options, dY)
+        pairs: dict[str, Any] = {"Y": (rule.value(args, options), Y.detach())}
+        pairs |= {name: (value[name], g) for name, g in zip(leaves, reference, strict=True)}
+        return pairs
+
+    return _exact(rule, problem, "field", run, seed, device)
+
+
+def second_order(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+    """The tangent of the gradients against autograd of the textbook forward on dual numbers, over the field and in float64."""
+    second = rule.second
+    if second is None:
+        return []
+    options = problem.on(device)
+
+    def reference(args: Args, dY: Tensor, dY_dot: Tensor, dots: Args) -> dict[str, Tensor]:
+        leaves = {name: x.requires_grad_() for name, x in _moving(args, dots).items()}
+        Y = _textbook(problem, options)(leaves)
+        cotangent = Dual().make(dY, dY_dot)
+        gradients = torch.autograd.grad(Y, list(leaves.values()), cotangent, materialize_grads=True)
+        return {name: _tangent(g) for name, g in zip(leaves, gradients, strict=True)}
+
+    def run(numbers: Field) -> Pairs:
+        args, dY = problem.draw(lambda _name, shape: numbers.random(*shape))
+        dots, dY_dot = problem.draw(lambda _name, shape: numbers.random(*shape))
+        expected = reference(args, dY, dY_dot, dots)
+        value = second(args, options, dY, dY_dot, dots)
+        return {name: (value[name], expected[name]) for name in args}  # type: ignore[misc]
+
+    records = _exact(rule, problem, "second order", run, seed, device)
+    args, dY = problem.floats(seed, torch.float64, device=device)
+    dots, dY_dot = problem.floats(seed, torch.float64, role="tangent", device=device)
+    expected = reference(args, dY, dY_dot, dots)
+    allowed = tolerance.of_second_order(_textbook(problem, options), args, dY, dY_dot, dots, torch.float64)
+    value = second(args, options, dY, dY_dot, dots)
+    for name in args:
+        found = _compare(problem, name, value[name], expected[name], allowed[name])
+        records.append(_float(rule, problem, name, "second order", torch.float64, found))
+    return records
+
+
+def sympy(rule: Rule, problem: Problem, seed: int = 0, **_: Any) -> list[Record]:
+    """Every entry of every gradient against ``sympy.diff`` of the explicit loss, with a symbolic cotangent."""
+    if not problem.tiny:
+        return []
+    numbers = Symbols()
+    args, dY = problem.draw(lambda name, shape: numbers.symbols(name.replace("_", ""), *shape))
+    start = time.perf_counter()
+    Y = numbers.entries(_textbook(problem, problem.options)(args))
+    loss = (Y * numbers.entries(dY)).sum()
+    value = rule.gradients(args, problem.options, dY)
+    records = []
+    for name, x in args.items():
+        expected = [sp.diff(loss, s) for s in numbers.entries(x).reshape(-1)]
+        entries = list(numbers.entries(value[name]).reshape(-1))
+        decide = Rational(*expected, *entries)
+        wrong = [not decide.is_zero(a - b) for a, b in zip(entries, expected, strict=True)]
+        zero = all(decide.is_zero(e) for e in expected)
+        found = torch.tensor(wrong).reshape(x.shape)
+        now = time.perf_counter()
+        detail = (
+            f"{int(found.sum())} of {found.numel()} entries differ{place(found, _heads(problem))}"
+            if any(wrong)
+            else "identically zero" if zero else f"{found.numel()} differences brought to 0"
+        )  # fmt: skip
+        records.append(
+            Record(
+                rule.name, problem.name, name, "sympy", "symbol", "SymPy", "fail" if any(wrong) else "pass",
+                failure_probability=0.0, worst_index=_first(found), seconds=now - start, detail=detail,
+            )
+        )  # fmt: skip
+        start = now
+    return records
+
+
+def block_diagonal(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+    """The gradients against the literal formulas of the block-diagonal head formulation, over the field."""
+    options = problem.on(device)
+    plain = problem.rule == "multihead" and len(problem.output) == 2 and "bias" not in problem.shapes
+    if not plain or rule.name == "blockdiag" or "n_kv_heads" in options:
+        return []
+
+    def run(numbers: Field) -> Pairs:
+        args, dY = problem.draw(lambda _name, shape: numbers.random(*shape))
+        value = rule.gradients(args, options, dY)
+        return {
+            name: (value[name], getattr(blockdiag, f"grad_{name}")(**args, dY=dY, **options)) for name in args
+        }  # type: ignore[misc]
+
+    return _exact(rule, problem, "blockdiag", run, seed, device)
+
+
+def identity(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+    """What must hold whatever the reference: see :mod:`gradderiv.checks.identities`."""
+    records = _exact(
+        rule, problem, "identities", lambda numbers: identities(rule, problem, numbers), seed, device
+    )
+    mistake = aliasing(rule, problem, seed)
+    verdict = "fail" if mistake else "pass"
+    records.append(
+        Record(rule.name, problem.name, "inputs unchanged", "identities", "float", "float64", verdict, detail=mistake)
+    )
+    return records
+
+
+ORACLES: dict[str, Oracle] = {
+    "forward": forward,
+    "autograd": autograd,
+    "finite differences": differences,
+    "dual": dual,
+    "field": field,
+    "second order": second_order,
+    "sympy": sympy,
+    "blockdiag": block_diagonal,
+    "identities": identity,
+}
+
+# ---------------------------------------------------------------- shared
+
+
+def _textbook(problem: Problem, options: Mapping[str, Any]) -> Callable[[Args], Tensor]:
+    return lambda args: TEXTBOOK[problem.rule](**args, **options)
+
+
+def _moving(args: Args, dots: Args) -> dict[str, Tensor]:
+    numbers = Dual()
+    return {name: numbers.make(x, dots.get(name)) for name, x in args.items()}
+
+
+def _tangent(Y: Tensor) -> Tensor:
+    assert isinstance(Y, DualTensor)
+    return Y.tangent
+
+
+def _heads(problem: Problem) -> int | None:
+    return problem.options.get("n_heads")
+
+
+def _first(wrong: Tensor) -> tuple[int, ...] | None:
+    return tuple(wrong.nonzero()[0].tolist()) if bool(wrong.any()) else None
+
+
+def _compare(
+    problem: Problem, name: str, value: Tensor | None, expected: Tensor, allowed: Tensor
+) -> Comparison:
+    if value is None:
+        return Comparison("fail", float("inf"), float("inf"), 0.0, None, "no gradient was returned")
+    return compare(value, expected, allowed, zero=name in problem.zeros, n_heads=_heads(problem))
+
+
+def _float(
+    rule: Rule, problem: Problem, argument: str, oracle: str, dtype: torch.dtype, found: Comparison
+) -> Record:
+    name = str(dtype).removeprefix("torch.")
+    expected = found.verdict == "vacuous" and dtype in problem.vacuous
+    return Record(rule.name, problem.name, argument, oracle, "float", name, expected=expected, **found.fields())
+
+
+def _exact(
+    rule: Rule, problem: Problem, oracle: str, run: Callable[[Field], Pairs], seed: int, device: str
+) -> list[Record]:
+    start = time.perf_counter()
+    outcomes = exactly(run, seed=seed, device=device)
+    seconds = (time.perf_counter() - start) / max(len(outcomes), 1)
+    return [
+        Record(
+            rule.name, problem.name, name, oracle, "field", f"F_p, {o.lanes} lanes", "pass" if o.equal else "fail",
+            worst_index=_first(o.wrong | o.moved), failure_probability=2.0**o.log2_failure, seconds=seconds,
+            detail=_say(o, problem),
+        )
+        for name, o in outcomes.items()
+    ]  # fmt: skip
+
+
+def _say(o: Outcome, problem: Problem) -> str:
+    if o.equal:
+        return "identically zero" if o.zero else f"{o.wrong.numel()} entries equal"
+    if bool(o.moved.any()):
+        return f"{int(o.moved.sum())} entries depend on the row shift under exp, which must cancel"
+    text = f"{int(o.wrong.sum())} of {o.wrong.numel()} entries differ{place(o.wrong, _heads(problem))}"
+    return f"{text}; every entry is {o.factor} × the right one" if o.factor else text

@@ -1,0 +1,266 @@
+r"""Numbers that are named matrices: what a rule computes is its formula.
+
+    Q, K, tau = Tex().symbols("Q", 3, 4), …            tau * Q @ K.mT   prints   τ Q Kᵀ   and   \tau Q K^{\top}
+
+A tensor has an expression (:mod:`gradderiv.numbers.nodes`) and a blank: a tensor of zeros that carries its shape through every
+operation. Arithmetic comes from the table of all numbers, so autograd's own formulas can be printed too; a rule, and
+an operation that is not in the table, is a call by its name. Leading axes are not shown: a batch of matrices prints as one matrix.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradderiv.errors import NoExactMeaning
+from gradderiv.numbers import nodes
+from gradderiv.numbers.nodes import ONE, Call, Constant, Item, Node, Symbol
+from gradderiv.numbers.number import Number, System
+from gradderiv.numbers.spelling import STYLES, spell
+from gradderiv.numbers.table import aten
+
+
+class TexTensor(Number):
+    """A named matrix."""
+
+    @property
+    def node(self) -> Node:
+        """The expression it stands for."""
+        return self.cell.note  # type: ignore[no-any-return]
+
+    def tex(self) -> str:
+        return spell(self.node, STYLES["tex"])
+
+    def unicode(self) -> str:
+        return spell(self.node, STYLES["unicode"])
+
+    def ascii(self) -> str:
+        return spell(self.node, STYLES["ascii"])
+
+    def _repr_latex_(self) -> str:
+        return f"${self.tex()}$"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "is_rule", False):
+            if func.__name__ in _system_of((*args, *kwargs.values())).inline:
+                return func.__wrapped__(*args, **kwargs)
+            return by_name(func, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            try:
+                return func(*args, **kwargs)
+            except NoExactMeaning:
+                pass
+        return by_name(func, args, kwargs)
+
+
+class Tex(System):
+    """Named matrices.
+
+    Args:
+        sizes: what to call a size, as {3: "n_q"}; used where a function is called with a size.
+        inline: names of rules whose bodies are run, where others are calls by their names.
+    """
+
+    tensor = TexTensor
+    main = "blank"
+    rank = 1
+
+    def __init__(self, sizes: dict[int, str] | None = None, inline: frozenset[str] = frozenset()) -> None:
+        self.fill = {}
+        self.sizes, self.inline = sizes or {}, inline
+        self.bundles: dict[int, tuple[Any, str]] = {}  # the NamedTuples that have a name
+
+    def symbol(self, name: str, *shape: int, meaning: tuple[Node, ...] = ()) -> TexTensor:
+        """The matrix of that name."""
+        return self.named(Symbol(name, meaning), torch.zeros(shape, dtype=torch.float64))
+
+    def named(self, node: Node, blank: Tensor) -> TexTensor:
+        out = self.wrap({"blank": blank}, node, blank.dtype)
+        assert isinstance(out, TexTensor)
+        return out
+
+    def constant(self, value: Tensor, dtype: torch.dtype) -> Number:
+        if isinstance(value, TexTensor):
+            return value
+        first = value.reshape(-1)[:1].tolist()
+        same = bool(first) and bool((value == value.reshape(-1)[0]).all())
+        node = _number(float(first[0])) if same else Constant("…")
+        return self.named(node, torch.zeros(value.shape, dtype=dtype))
+
+    def join(self, notes: list[Any]) -> Node:
+        return notes[0] if len(notes) == 1 else Call("blocks", tuple(notes))
+
+    def show(self, x: Number) -> str:
+        return f"{spell(x.note)}, shape={tuple(x.shape)}"
+
+    # ---- arithmetic
+
+    def add(self, x: Number, y: Number) -> Number:
+        return self.named(nodes.add(x.note, y.note), x.main + y.main)
+
+    def sub(self, x: Number, y: Number) -> Number:
+        return self.named(nodes.sub(x.note, y.note), x.main + y.main)
+
+    def neg(self, x: Number) -> Number:
+        return self.named(nodes.neg(x.note), x.main)
+
+    def mul(self, x: Number, y: Number) -> Number:
+        blank = x.main * y.main
+        if x.dim() == 0 or y.dim() == 0:
+            s, a = (x, y) if x.dim() == 0 else (y, x)
+            return self.named(nodes.scaled(s.note, a.note, scalar=a.dim() == 0), blank)
+        return self.named(nodes.hadamard(x.note, y.note), blank)
+
+    def matmul(self, x: Number, y: Number) -> Number:
+        return self.named(nodes.product(x.note, y.note), x.main @ y.main)
+
+    def div(self, x: Number, y: Number) -> Number:
+        blank = torch.zeros(torch.broadcast_shapes(x.shape, y.shape), dtype=x.dtype)
+        return self.named(nodes.Quotient(x.note, y.note), blank)
+
+    def reciprocal(self, x: Number) -> Number:
+        return self.named(nodes.Quotient(ONE, x.note), x.main)
+
+    def sum(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
+        blank = x.main.sum(dims, keepdim=keepdim) if dims else x.main
+        if dims == (x.dim() - 1,) and keepdim:
+            return self.named(Call("rowsum", (x.note,)), blank)
+        if dims == (0,) and x.dim() == 2 and not keepdim:
+            return self.named(nodes.product(nodes.transpose(x.note), ONE), blank)
+        return self.named(Call("sum", (x.note,)), blank)
+
+    def exp(self, x: Number) -> Number:
+        return self.named(Call("exp", (x.note,)), x.main)
+
+    def log(self, x: Number) -> Number:
+        return self.named(Call("log", (x.note,)), x.main)
+
+    def amax(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
+        return self.named(Call("rowmax", (x.note,)), x.main.amax(dims, keepdim=keepdim))
+
+    def maximum(self, x: Number, y: Number) -> Number:
+        return self.named(Call("max", (x.note, y.note)), torch.maximum(x.main, y.main))
+
+    def softmax(self, x: Number, dim: int) -> Number:
+        return self.named(Call("softmax", (x.note,)), x.main)
+
+    # ---- structure
+
+    def viewed(self, func: Any, x: Number, args: Any, out: Any) -> Any:
+        if isinstance(out, list):
+            return [self._piece(x, func, o, i) for i, o in enumerate(out)]
+        swap = func is aten.t.default or (
+            func is aten.transpose.int and {d % x.dim() for d in args} == {x.dim() - 1, x.dim() - 2}
+        )
+        if swap:
+            return self.named(nodes.transpose(x.note), out.main)
+        if func in (aten.select.int, aten.slice.Tensor):
+            kept = func is aten.slice.Tensor and out.shape == x.shape
+            return x if kept else self._piece(x, func, out, *args)
+        return self.named(x.note, out.main)
+
+    def _piece(self, x: Number, func: Any, out: Number, *args: Any) -> TexTensor:
+        name = func._schema.name.split("::")[1]
+        return self.named(Call(name, (x.note, *(Constant(str(a)) for a in args))), out.main)
+
+    def structured(self, func: Any, sources: list[Number], args: Any, out: Number) -> Number:
+        if func in (aten.clone.default, aten.contiguous.default):
+            return out
+        name = func._schema.name.split("::")[1]
+        return self.named(Call(name, tuple(s.note for s in sources)), out.main)
+
+
+# ---------------------------------------------------------------- calls
+
+
+def by_name(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call ``func(…)``, not what it does: it is run on blanks, for the shapes of its results.
+
+    A result that is one of the arguments stays that argument, so that what a rule saves keeps its names.
+    """
+    given: dict[int, TexTensor] = {}
+
+    def blank(value: Any) -> Any:
+        if isinstance(value, TexTensor):
+            given.setdefault(id(value.main), value)
+            return value.main
+        return _through(value, blank)
+
+    flat_args, flat_kwargs = tuple(blank(a) for a in args), {k: blank(v) for k, v in kwargs.items()}
+    system = _system_of((*args, *kwargs.values()))
+    shown = args[1:] if _parameters(func)[:1] == ["like"] else args  # of which only dtype and device matter
+    call = Call(
+        func.__name__,
+        tuple(n for a in (*shown, *kwargs.values()) for n in _argument(a, system)),
+        getattr(func, "__module__", None) or "",
+    )
+    made: dict[int, TexTensor] = dict(given)
+
+    def back(value: Any, node: Node) -> Any:
+        if isinstance(value, Tensor):
+            return made.setdefault(id(value), system.named(node, value))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            told = not type(value).__name__.endswith("Gradients")
+            return type(value)(
+                *(back(v, Item(call, f, told)) for f, v in zip(value._fields, value, strict=True))
+            )
+        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+            return type(value)(back(v, node) for v in value)
+        return value
+
+    return back(func(*flat_args, **flat_kwargs), call)
+
+
+def _parameters(func: Any) -> list[str]:
+    return list(inspect.signature(func).parameters) if inspect.isfunction(func) else []
+
+
+def _through(value: Any, f: Callable[[Any], Any]) -> Any:
+    """``f`` on what a list, tuple or NamedTuple holds."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(f(v) for v in value))
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return type(value)(f(v) for v in value)
+    return value
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _leaves(v)
+    else:
+        yield value
+
+
+def _system_of(values: tuple[Any, ...]) -> Tex:
+    return next(v.system for v in _leaves(values) if isinstance(v, TexTensor))
+
+
+def _argument(value: Any, system: Tex) -> Iterable[Node]:
+    """How an argument of a call is shown; a tuple without a name by the matrices in it, options not at all."""
+    if isinstance(value, TexTensor):
+        yield value.node
+    elif id(value) in system.bundles and len(list(_leaves(value))) > 1:
+        yield Symbol(system.bundles[id(value)][1])
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            if isinstance(v, (TexTensor, list, tuple)):
+                yield from _argument(v, system)
+    elif isinstance(value, Tensor):
+        yield Constant("…")
+    elif isinstance(value, float):
+        yield _number(value)
+    elif isinstance(value, int) and value in system.sizes:
+        yield Constant(system.sizes[value])
+
+
+def _number(value: float) -> Constant:
+    return Constant(f"{value:g}".replace("-", "−").replace("inf", "∞"))
