@@ -50,7 +50,7 @@ def from_functions(
     """A rule written as the four functions of :mod:`gradderiv.rules`."""
 
     def value(args: Tensors, options: Options) -> Tensor:
-        return f(**args, **options)[0]  # type: ignore[no-any-return]
+        return f(**args, **options)[0]
 
     def gradients(args: Tensors, options: Options, dY: Tensor) -> dict[str, Tensor]:
         _, saved = f(**args, **options)
@@ -58,7 +58,7 @@ def from_functions(
 
     def tangent(args: Tensors, options: Options, dots: Tensors) -> Tensor:
         _, saved = f(**args, **options)
-        return jvp(saved, **_dotted(dots))  # type: ignore[no-any-return]
+        return jvp(saved, **_dotted(dots))
 
     def second(
         args: Tensors, options: Options, dY: Tensor, dY_dot: Tensor, dots: Tensors
@@ -79,6 +79,11 @@ def _dotted(dots: Tensors) -> dict[str, Tensor]:
 
 def _linear_second(*args: Any, b_dot: Any = None, **dots: Any) -> Any:
     return _linear.linear_vjp_jvp(*args, **dots)  # no gradient depends on b
+
+
+def _blockdiag_value(args: Tensors, options: Options) -> Tensor:
+    layer: Callable[..., Tensor] = _blockdiag.layer
+    return layer(**args, **options)
 
 
 def _blockdiag_gradients(args: Tensors, options: Options, dY: Tensor) -> dict[str, Tensor]:
@@ -106,6 +111,6 @@ RULES: dict[str, Rule] = {
             _multihead.multihead_vjp,
             _multihead.multihead_vjp_jvp,
         ),
-        Rule("blockdiag", lambda args, options: _blockdiag.layer(**args, **options), _blockdiag_gradients),
+        Rule("blockdiag", _blockdiag_value, _blockdiag_gradients),
     )
 }

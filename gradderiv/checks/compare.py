@@ -61,7 +61,7 @@ def compare(
     if not wrong.any():
         worst = int(error.argmax())
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), reference.shape))
-    measures = {
+    measures: dict[str, Any] = {
         "max_abs_error": float(error.nan_to_num(nan=torch.inf).max()),
         "max_rel_error": float(error.nan_to_num(nan=torch.inf).max()) / size if size else 0.0,
         "tolerance": float(tolerance.nan_to_num(nan=torch.inf).max()),

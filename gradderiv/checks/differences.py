@@ -3,9 +3,11 @@
     D(h) = [8 (f(x+h) − f(x−h)) − (f(x+2h) − f(x−2h))] / 12h      f′ − D(h) = h⁴ f⁽⁵⁾/30 + …
 
 An estimate without an error bar accepts or accuses at random. Two steps, h and h/2, show the truncation error: it falls by 16 between them, so
-that |D(h) − D(h/2)| is 15 times what is left in D(h/2); the bound keeps all of it. The rounding error of f, divided by h, is added. The
-step of an argument is found by probing a few of its entries over the whole range of steps; a step that does not suit
-another entry makes a wide bound there, not a wrong one.
+that |D(h) − D(h/2)| is 15 times what is left in D(h/2); the bound keeps all of it. The rounding error of f, divided by h, is added.
+
+A step that is longer than the function is smooth sees plateaus on both sides of a jump and agrees with itself. Hence a plain quotient over a very short
+step, for every entry: it is coarse, but where it contradicts, the bound is widened until it does not. The entries with the largest such quotients, and a few
+others, are those that the step of an argument is chosen by. What varies within a millionth of its argument is beyond this method.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ from gradderiv.errors import DtypeError, message
 Loss = Callable[[dict[str, Tensor]], Tensor]
 
 OFFSETS = (-4, -2, -1, 1, 2, 4)  # in units of h/2
-PROBES = 4  # entries of an argument that its step is chosen by
-FINEST, COARSEST = -34, 2  # log₂ of the steps tried, relative to the next power of two above the largest entry
+STEPS = range(-31, 3, 3)  # log₂ of the steps tried, in units of the next power of two above the largest entry
+SHORT = 2.0**-20  # the very short step, in the same units
+PROBES = 3  # entries with large quotients, and as many others, that the step is chosen by
 TRUNCATION = 2.0  # times |D(h) − D(h/2)|, which is 15 times what theory leaves in D(h/2)
+NOISE = 20.0  # standard deviations of the rounding of f that its bound takes
 CHUNK = 2**21  # numbers that one vectorised call may hold
+EPS = torch.finfo(torch.float64).eps
+TINY = torch.finfo(torch.float64).tiny
 
 
 class Difference(NamedTuple):
@@ -42,8 +48,8 @@ def finite_differences(
     """The derivative of ``loss`` with respect to every entry of every tensor of ``args``: (estimate, bound on its error).
 
     Args:
-        loss: a scalar function of named float64 tensors. What it does not depend on belongs into its closure.
-        args: where to differentiate; every entry costs six calls, vectorised where ``torch.func.vmap`` can.
+        loss: a scalar function of named float64 tensors. What it is not differentiated by belongs into its closure.
+        args: where to differentiate; every entry costs eight calls, vectorised where ``torch.func.vmap`` can.
         rounding: how far one value of ``loss`` may be off by rounding; measured when None.
 
     Raises:
@@ -51,77 +57,100 @@ def finite_differences(
     """
     _require_float64(args)
     evaluate = _Evaluator(loss, args)
-    noise = measured_rounding(evaluate, args) if rounding is None else rounding
-    noise = max(noise, torch.finfo(torch.float64).eps / 2 * abs(evaluate.center), torch.finfo(torch.float64).tiny)
-    out: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, x in args.items():
-        entries = torch.arange(x.numel())
-        step = _step(evaluate, name, noise)
-        estimate, bound = _differences(evaluate, name, entries, step, noise)
-        out[name] = Difference(estimate.reshape(x.shape), bound.reshape(x.shape))
-    return out
+    noise = max(measured_rounding(evaluate, name) for name in args) if rounding is None else rounding
+    noise = max(noise, EPS / 2 * abs(evaluate.center), TINY)
+    return {name: _argument(evaluate, name, noise) for name in args}
 
 
 def directional_difference(
-    loss: Loss, args: dict[str, Tensor], directions: dict[str, Tensor], rounding: float | None = None
+    loss: Loss, args: dict[str, Tensor], directions: dict[str, Tensor]
 ) -> tuple[float, float]:
     """The derivative of ``loss`` along one direction in all arguments: (estimate, bound on its error)."""
+    _require_float64(args)
 
     def along(line: dict[str, Tensor]) -> Tensor:
         t = line["t"]
         return loss({name: x + t * directions[name] if name in directions else x for name, x in args.items()})
 
-    estimate, bound = finite_differences(along, {"t": torch.zeros((), dtype=torch.float64)}, rounding)["t"]
+    estimate, bound = finite_differences(along, {"t": torch.zeros((), dtype=torch.float64)})["t"]
     return float(estimate), float(bound)
 
 
-def measured_rounding(evaluate: Callable[[str, Tensor, Tensor], Tensor], args: dict[str, Tensor]) -> float:
-    """How far one value of the function may be off by rounding, from the scatter of values at close points.
+def measured_rounding(evaluate: _Evaluator, name: str, step: float = 0.0) -> float:
+    """How far a value of the function may be off by rounding when an entry of the argument has been moved by ``step``.
 
     The fourth differences of a smooth function at points 10⁻⁹ apart are far below rounding, so what they show is rounding: ECnoise,
-    Moré & Wild 2011. The largest over all arguments, times 10, since a bound is asked for and not a standard deviation.
+    Moré & Wild 2011. The largest over a few entries, times NOISE, since a bound is asked for and not a standard deviation.
     """
-    largest = 0.0
-    for name, x in args.items():
-        size = float(x.abs().max()) if x.numel() else 0.0
-        entry = torch.full((16,), int(x.abs().argmax()) if x.numel() else 0)
-        offsets = 1e-9 * (size or 1.0) * torch.arange(16, dtype=torch.float64)
-        table = torch.diff(evaluate(name, entry, offsets), n=4)
-        gamma = math.factorial(4) ** 2 / math.factorial(8)
-        largest = max(largest, float((gamma * table.square().mean()).sqrt()))
-    return 10 * largest
+    x = evaluate.args[name].flatten()
+    if x.numel() == 0:
+        return 0.0
+    entries = torch.unique(torch.cat([_spread(x), x.abs().argmax()[None]]))
+    spacing = 1e-9 * (float(x.abs().max()) or 1.0)
+    offsets = step + spacing * torch.arange(16, dtype=torch.float64)
+    values = evaluate(name, entries.repeat_interleave(16), offsets.repeat(len(entries)))
+    table = torch.diff(values.reshape(-1, 16), n=4)
+    gamma = math.factorial(4) ** 2 / math.factorial(8)
+    return NOISE * float((gamma * table.square().mean(1)).sqrt().max())
+
+
+def _spread(x: Tensor) -> Tensor:
+    """A few entries from the first to the last."""
+    return torch.linspace(0, len(x) - 1, min(PROBES, len(x))).round().long()
 
 
 # ---------------------------------------------------------------- the formula
 
 
+def _argument(evaluate: _Evaluator, name: str, noise: float) -> Difference:
+    """The derivative with respect to all entries of one argument."""
+    x = evaluate.args[name]
+    if x.numel() == 0:
+        return Difference(torch.zeros_like(x), torch.zeros_like(x))
+    largest = float(x.abs().max())
+    unit = 2.0 ** max(0, math.ceil(math.log2(largest))) if 0 < largest < math.inf else 1.0
+    entries = torch.arange(x.numel())
+    short = SHORT * unit
+    ends = torch.tensor([-short, short], dtype=torch.float64)
+    low, up = evaluate(name, entries.repeat_interleave(2), ends.repeat(x.numel())).reshape(-1, 2).unbind(1)
+    quotient = (up - low) / (2 * short)
+    step = _step(evaluate, name, quotient, unit, noise)
+    noise = max(noise, measured_rounding(evaluate, name, 2 * float(step)))  # larger where the values are
+    estimate, bound = _differences(evaluate, name, entries, step, noise)
+    bound = _believed(estimate, bound, quotient[:, None], noise / short)
+    return Difference(estimate.reshape(x.shape), bound.reshape(x.shape))
+
+
 def _differences(
-    evaluate: _Evaluator, name: str, entries: Tensor, step: float, noise: float
+    evaluate: _Evaluator, name: str, entries: Tensor, steps: Tensor, noise: float
 ) -> tuple[Tensor, Tensor]:
-    """D(h/2) for these entries and its bound."""
-    offsets = step / 2 * torch.tensor(OFFSETS, dtype=torch.float64)
-    values = evaluate(name, entries.repeat_interleave(len(OFFSETS)), offsets.repeat(len(entries)))
-    low4, low2, low1, up1, up2, up4 = values.reshape(-1, len(OFFSETS)).unbind(1)
-    coarse = (8 * (up2 - low2) - (up4 - low4)) / (12 * step)
-    fine = (8 * (up1 - low1) - (up2 - low2)) / (6 * step)
-    x = evaluate.args[name].flatten()[entries].abs() + 2 * step
-    moved = fine.abs() * x * torch.finfo(torch.float64).eps  # x + h is itself rounded
-    bound = TRUNCATION * (coarse - fine).abs() + 3 * (noise + moved) / step
+    """D(h/2) and its bound, for these entries × these steps."""
+    offsets = (steps[:, None] / 2 * torch.tensor(OFFSETS, dtype=torch.float64)).flatten()
+    values = evaluate(name, entries.repeat_interleave(len(offsets)), offsets.repeat(len(entries)))
+    low4, low2, low1, up1, up2, up4 = values.reshape(len(entries), -1, len(OFFSETS)).unbind(2)
+    coarse = (8 * (up2 - low2) - (up4 - low4)) / (12 * steps)
+    fine = (8 * (up1 - low1) - (up2 - low2)) / (6 * steps)
+    reach = evaluate.args[name].flatten()[entries].abs()[:, None] + 2 * steps
+    moved = EPS * fine.abs() * reach  # x + h is itself rounded
+    bound = TRUNCATION * (coarse - fine).abs() + 3 * (noise + moved) / steps + 4 * EPS * fine.abs()
     return fine, bound.nan_to_num(nan=torch.inf)
 
 
-def _step(evaluate: _Evaluator, name: str, noise: float) -> float:
-    """The power of two that gives the smallest bounds on a few entries of the argument."""
-    x = evaluate.args[name].detach().flatten()
-    if x.numel() == 0:
-        return 1.0
-    largest = float(x.abs().max())
-    unit = max(0, math.ceil(math.log2(largest))) if largest > 0 and math.isfinite(largest) else 0
-    spread = torch.linspace(0, x.numel() - 1, min(PROBES, x.numel())).round().long()
-    steps = [2.0**k for k in range(FINEST + unit, COARSEST + unit + 1, 2)]
-    bounds = torch.stack([_differences(evaluate, name, spread, h, noise)[1] for h in steps])
-    relative = bounds / bounds.min(0).values.clamp(min=torch.finfo(torch.float64).tiny)
-    return steps[int(relative.nan_to_num(nan=torch.inf).median(1).values.argmin())]
+def _believed(estimate: Tensor, bound: Tensor, quotient: Tensor, uncertain: float) -> Tensor:
+    """The bound, widened where the quotient over the very short step contradicts it."""
+    apart = (estimate - quotient).abs()
+    return torch.where(apart <= bound + uncertain, bound, apart + uncertain).nan_to_num(nan=torch.inf)
+
+
+def _step(evaluate: _Evaluator, name: str, quotient: Tensor, unit: float, noise: float) -> Tensor:
+    """The power of two whose largest bound on a few entries of the argument is smallest."""
+    large = quotient.abs().nan_to_num(nan=torch.inf).topk(min(PROBES, len(quotient))).indices
+    probes = torch.unique(torch.cat([large, _spread(quotient)]))
+    steps = unit * 2.0 ** torch.tensor(STEPS, dtype=torch.float64)
+    estimate, bound = _differences(evaluate, name, probes, steps, noise)
+    bound = _believed(estimate, bound, quotient[probes, None], noise / (SHORT * unit))
+    best = bound.max(0).values.argmin()
+    return steps[best : best + 1]
 
 
 # ---------------------------------------------------------------- evaluating at many points
@@ -135,37 +164,30 @@ class _Evaluator:
         with torch.no_grad():
             value = loss(dict(self.args))
         if not isinstance(value, Tensor) or value.numel() != 1 or value.dtype != torch.float64:
-            came = (
-                f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            )
+            shown = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value)
             raise DtypeError(
                 message(
                     "finite differences need a loss that is one float64 number",
-                    came,
+                    str(shown),
                     "the output itself, or a loss that is computed in a narrower type",
                     "pair the output with a cotangent: (dY * Y).sum()",
                 )
             )
         self.center = float(value)
-        self.vectorised = all(self._vmap_agrees(name) for name in args)
+        self.vectorised = {name: self._vmap_agrees(name) for name in args}
 
     def __call__(self, name: str, entries: Tensor, offsets: Tensor) -> Tensor:
         """The loss with entry ``entries[i]`` of argument ``name`` moved by ``offsets[i]``, for every i."""
         with torch.no_grad():
-            return torch.cat(
-                [self._values(name, *chunk) for chunk in _chunks(self.args[name].numel(), entries, offsets)]
-            )
+            rows = max(1, CHUNK // max(self.args[name].numel(), 1))
+            return torch.cat([self._values(name, *chunk) for chunk in _chunks(rows, entries, offsets)])
 
     def _values(self, name: str, entries: Tensor, offsets: Tensor) -> Tensor:
-        if self.vectorised:
+        if self.vectorised[name]:
             return self._vmapped(name, self._moved(name, entries, offsets))
-        pairs = zip(entries.split(1), offsets.split(1), strict=True)
-        return torch.stack(
-            [
-                self.loss({**self.args, name: self._moved(name, e, o).squeeze(0)}).reshape(()).detach()
-                for e, o in pairs
-            ]
-        )
+        each = _chunks(1, entries, offsets)
+        points = (self._moved(name, e, o).squeeze(0) for e, o in each)
+        return torch.stack([self.loss({**self.args, name: x}).reshape(()) for x in points])
 
     def _moved(self, name: str, entries: Tensor, offsets: Tensor) -> Tensor:
         x = self.args[name]
@@ -183,17 +205,20 @@ class _Evaluator:
         x = self.args[name]
         if x.numel() == 0:
             return True
+        if not math.isfinite(self.center):
+            return False
         try:
             with torch.no_grad():
-                found = self._vmapped(name, torch.stack([x, x]))
+                found = self._vmapped(name, torch.stack([x, 2 * x, x]))
+                double = self.loss({**self.args, name: 2 * x})
         except Exception:
             return False
-        return bool((found - self.center).abs().max() <= 1e-9 * abs(self.center))
+        expected = found.new_tensor([self.center, float(double), self.center])
+        return torch.allclose(found, expected, rtol=1e-9, atol=1e-9 * abs(self.center))
 
 
-def _chunks(width: int, entries: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = max(1, CHUNK // max(width, 1))
-    return zip(entries.split(rows), offsets.split(rows), strict=True)
+def _chunks(rows: int, entries: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(entries, rows), torch.split(offsets, rows), strict=True)
 
 
 def _require_float64(args: dict[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ the same point and with the same keys, and must not move.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from gradderiv.numbers.field import DrawAgain, Field
-from gradderiv.numbers.number import Number
+
+log = logging.getLogger("gradderiv")
 
 TARGET = -40.0  # log₂ of the failure probability asked for
 REDRAWS = 3
 
-Pairs = Mapping[str, tuple[Number, Number]]
+Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,12 @@ class Outcome:
 
 
 def exactly(
-    run: Callable[[Field], Pairs], *, seed: int = 0, target: float = TARGET, lanes: int = 2, device: str = "cpu"
+    run: Callable[[Field], Pairs],
+    *,
+    seed: int = 0,
+    target: float = TARGET,
+    lanes: int = 2,
+    device: str = "cpu",
 ) -> dict[str, Outcome]:
     """Compare the pairs that ``run`` returns, entry by entry, over random points of prime fields.
 
@@ -77,6 +84,7 @@ def exactly(
                 other = Field(seed, lanes, roots=roots, draw=draw, target=target, device=device, shift=1)
                 again = run(other)
         except DrawAgain as reason:
+            log.debug("drawing again: %s", reason)
             if reason.root is not None:
                 roots |= {reason.root}
             elif reason.lanes is not None:
@@ -84,10 +92,13 @@ def exactly(
             elif (draw := draw + 1) > REDRAWS:
                 raise
             continue
-        return {name: _outcome(field, pair, again and again[name]) for name, pair in pairs.items()}
+        return {
+            name: _outcome(field, pair, None if again is None else again[name])
+            for name, pair in pairs.items()
+        }
 
 
-def _outcome(field: Field, pair: tuple[Number, Number], again: tuple[Number, Number] | None) -> Outcome:
+def _outcome(field: Field, pair: tuple[Tensor, Tensor], again: tuple[Tensor, Tensor] | None) -> Outcome:
     value, reference = pair
     if value.shape != reference.shape:
         raise ValueError(f"shapes differ: {tuple(value.shape)} and {tuple(reference.shape)}")
@@ -96,8 +107,6 @@ def _outcome(field: Field, pair: tuple[Number, Number], again: tuple[Number, Num
     if again is not None:
         moved = field.differs(value, again[0])
         wrong = wrong | field.differs(*again)
-    zero = not bool(field.differs(reference, torch.zeros_like(reference)).any())  # type: ignore[arg-type]
+    zero = not bool(field.differs(reference, torch.zeros_like(reference)).any())
     factor = field.common_factor(value, reference) if bool(wrong.all()) else ""
-    return Outcome(
-        wrong, moved, field.failure(*pair), field.failure_over_q(*pair), field.lanes, zero, factor
-    )
+    return Outcome(wrong, moved, field.failure(*pair), field.failure_over_q(*pair), field.lanes, zero, factor)

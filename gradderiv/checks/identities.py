@@ -61,7 +61,10 @@ def linear_in_cotangent(c: Case) -> dict[str, tuple[Tensor, Tensor]]:
 def zero_sums(c: Case) -> dict[str, tuple[Tensor, Tensor]]:
     """rowsum(dS) = 0, db_K = 0"""
     pairs = {}
-    full = "bias" in c.g and c.g["bias"].shape[-1] == c.problem.shapes.get("K", c.problem.shapes.get("X_kv", (0, 0)))[-2]
+    full = (
+        "bias" in c.g
+        and c.g["bias"].shape[-1] == c.problem.shapes.get("K", c.problem.shapes.get("X_kv", (0, 0)))[-2]
+    )
     for name in ("S", "bias") if full else ("S",):
         if name in c.g:
             rows = c.g[name].sum(-1)

@@ -42,13 +42,25 @@ def forward(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu",
     value = rule.value(args, options)
     allowed = tolerance.of_value(lambda a: TEXTBOOK[problem.rule](**a, **options), args, torch.float64)
     return [
-        _float(rule, problem, f"Y, {name}", "forward", torch.float64, compare(value, table[problem.rule](**args, **options), allowed))
+        _float(
+            rule,
+            problem,
+            f"Y, {name}",
+            "forward",
+            torch.float64,
+            compare(value, table[problem.rule](**args, **options), allowed),
+        )
         for name, table in (("loops", LOOPS), ("torch", TORCH))
     ]
 
 
 def autograd(
-    rule: Rule, problem: Problem, seed: int = 0, *, dtypes: Sequence[torch.dtype] = DTYPES, device: str = "cpu"
+    rule: Rule,
+    problem: Problem,
+    seed: int = 0,
+    *,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    device: str = "cpu",
 ) -> list[Record]:
     """The gradients against autograd of the textbook forward in float64, from the same rounded inputs."""
     options = problem.on(device)
@@ -66,7 +78,9 @@ def autograd(
     return records
 
 
-def differences(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+def differences(
+    rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any
+) -> list[Record]:
     """The gradients against central differences of the textbook forward, each with its error bound."""
     if problem.vacuous:
         return []
@@ -76,7 +90,14 @@ def differences(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "c
     estimates = finite_differences(lambda a: (forward_(a) * dY).sum(), args)
     value = rule.gradients(args, options, dY)
     return [
-        _float(rule, problem, name, "finite differences", torch.float64, _compare(problem, name, value.get(name), estimate, bound))
+        _float(
+            rule,
+            problem,
+            name,
+            "finite differences",
+            torch.float64,
+            _compare(problem, name, value.get(name), estimate, bound),
+        )
         for name, (estimate, bound) in estimates.items()
     ]
 
@@ -97,7 +118,10 @@ def dual(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **
             Y = rule.value(_moving(args, {name: dots[name]}), options)
             pairs[name] = ((gradients[name] * dots[name]).sum(), (_tangent(Y) * dY).sum())
         if rule.tangent is not None:
-            pairs["jvp"] = (rule.tangent(args, options, dots), _tangent(rule.value(_moving(args, dots), options)))
+            pairs["jvp"] = (
+                rule.tangent(args, options, dots),
+                _tangent(rule.value(_moving(args, dots), options)),
+            )
         return pairs
 
     records = _exact(rule, problem, "dual", run, seed, device)
@@ -128,7 +152,9 @@ def field(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", *
     return _exact(rule, problem, "field", run, seed, device)
 
 
-def second_order(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+def second_order(
+    rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any
+) -> list[Record]:
     """The tangent of the gradients against autograd of the textbook forward on dual numbers, over the field and in float64."""
     second = rule.second
     if second is None:
@@ -147,7 +173,7 @@ def second_order(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "
         dots, dY_dot = problem.draw(lambda _name, shape: numbers.random(*shape))
         expected = reference(args, dY, dY_dot, dots)
         value = second(args, options, dY, dY_dot, dots)
-        return {name: (value[name], expected[name]) for name in args}  # type: ignore[misc]
+        return {name: (value[name], expected[name]) for name in args}
 
     records = _exact(rule, problem, "second order", run, seed, device)
     args, dY = problem.floats(seed, torch.float64, device=device)
@@ -195,7 +221,9 @@ def sympy(rule: Rule, problem: Problem, seed: int = 0, **_: Any) -> list[Record]
     return records
 
 
-def block_diagonal(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
+def block_diagonal(
+    rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any
+) -> list[Record]:
     """The gradients against the literal formulas of the block-diagonal head formulation, over the field."""
     options = problem.on(device)
     plain = problem.rule == "multihead" and len(problem.output) == 2 and "bias" not in problem.shapes
@@ -207,7 +235,7 @@ def block_diagonal(rule: Rule, problem: Problem, seed: int = 0, *, device: str =
         value = rule.gradients(args, options, dY)
         return {
             name: (value[name], getattr(blockdiag, f"grad_{name}")(**args, dY=dY, **options)) for name in args
-        }  # type: ignore[misc]
+        }
 
     return _exact(rule, problem, "blockdiag", run, seed, device)
 
@@ -220,7 +248,16 @@ def identity(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu"
     mistake = aliasing(rule, problem, seed)
     verdict = "fail" if mistake else "pass"
     records.append(
-        Record(rule.name, problem.name, "inputs unchanged", "identities", "float", "float64", verdict, detail=mistake)
+        Record(
+            rule.name,
+            problem.name,
+            "inputs unchanged",
+            "identities",
+            "float",
+            "float64",
+            verdict,
+            detail=mistake,
+        )
     )
     return records
 
@@ -275,7 +312,9 @@ def _float(
 ) -> Record:
     name = str(dtype).removeprefix("torch.")
     expected = found.verdict == "vacuous" and dtype in problem.vacuous
-    return Record(rule.name, problem.name, argument, oracle, "float", name, expected=expected, **found.fields())
+    return Record(
+        rule.name, problem.name, argument, oracle, "float", name, expected=expected, **found.fields()
+    )
 
 
 def _exact(

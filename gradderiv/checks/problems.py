@@ -122,8 +122,11 @@ def layer_shapes(
 _B_K = frozenset({"b_K"})
 
 
-def _layer(name: str, why: str, *, options: dict[str, Any], rule: str = "multihead", **sizes: Any) -> Problem:
-    extra = {"std": _weights(0.35)} | {k: sizes.pop(k) for k in ("std", "cotangent", "vacuous") if k in sizes}
+def _layer(name: str, why: str, *, options: dict[str, Any], **sizes: Any) -> Problem:
+    rule = sizes.pop("rule", "multihead")
+    extra: dict[str, Any] = {"std": _weights(0.35)} | {
+        k: sizes.pop(k) for k in ("std", "cotangent", "vacuous") if k in sizes
+    }
     shapes = layer_shapes(**sizes)
     output = (*sizes.get("batch", ()), sizes["n"], sizes["d_out"])
     zeros = _B_K if "b_K" in shapes else frozenset()
@@ -131,9 +134,18 @@ def _layer(name: str, why: str, *, options: dict[str, Any], rule: str = "multihe
 
 
 def _problems() -> list[Problem]:
-    cross = {"n": 5, "n_k": 7, "d_model": 11, "d_kv": 13, "h": 3, "d_k": 2, "d_v": 4, "d_out": 9}
-    self_ = {"n": 5, "d_model": 7, "h": 3, "d_k": 2, "d_v": 4, "d_out": 11}
-    tiny = {"n": 2, "d_model": 2, "d_out": 2}
+    cross: dict[str, Any] = {
+        "n": 5,
+        "n_k": 7,
+        "d_model": 11,
+        "d_kv": 13,
+        "h": 3,
+        "d_k": 2,
+        "d_v": 4,
+        "d_out": 9,
+    }
+    self_: dict[str, Any] = {"n": 5, "d_model": 7, "h": 3, "d_k": 2, "d_v": 4, "d_out": 11}
+    tiny: dict[str, Any] = {"n": 2, "d_model": 2, "d_out": 2}
     low = (torch.bfloat16,)
     three = torch.tensor([[True, False, True], [True, True, False]])
     return [

@@ -19,7 +19,9 @@ from gradderiv.numbers.rounding import Rounding
 Forward = Callable[[Mapping[str, Tensor]], Tensor]
 
 
-def of_gradients(forward: Forward, args: Mapping[str, Tensor], dY: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def of_gradients(
+    forward: Forward, args: Mapping[str, Tensor], dY: Tensor, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """The tolerance of each entry of each gradient, where value and reference both run ``forward`` in ``dtype`` or wider."""
     numbers = Rounding(dtype)
     leaves = {name: numbers.make(x).requires_grad_() for name, x in args.items()}
@@ -34,7 +36,9 @@ def of_value(forward: Forward, args: Mapping[str, Tensor], dtype: torch.dtype) -
     return MULTIPLE * _error(forward({name: numbers.make(x) for name, x in args.items()}))
 
 
-def of_tangent(forward: Forward, args: Mapping[str, Tensor], dots: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+def of_tangent(
+    forward: Forward, args: Mapping[str, Tensor], dots: Mapping[str, Tensor], dtype: torch.dtype
+) -> Tensor:
     """The tolerance of each entry of the tangent: dual numbers over numbers that carry their rounding errors."""
     numbers, dual = Rounding(dtype), Dual()
     Y = forward({name: dual.make(numbers.make(x), numbers.make(dots[name])) for name, x in args.items()})
@@ -53,7 +57,8 @@ def of_second_order(
     """The tolerance of each entry of the tangent of each gradient."""
     numbers, dual = Rounding(dtype), Dual()
     leaves = {
-        name: dual.make(numbers.make(x), numbers.make(dots[name])).requires_grad_() for name, x in args.items()
+        name: dual.make(numbers.make(x), numbers.make(dots[name])).requires_grad_()
+        for name, x in args.items()
     }
     cotangent = dual.make(numbers.make(dY), numbers.make(dY_dot))
     gradients = torch.autograd.grad(forward(leaves), list(leaves.values()), cotangent, materialize_grads=True)

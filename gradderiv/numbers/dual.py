@@ -21,11 +21,11 @@ class DualTensor(Number):
 
     @property
     def primal(self) -> Tensor:
-        return self.main  # type: ignore[no-any-return]
+        return self.main
 
     @property
     def tangent(self) -> Tensor:
-        return self.full("t")  # type: ignore[no-any-return]
+        return self.full("t")
 
 
 class Dual(System):
@@ -124,4 +124,4 @@ class Dual(System):
         return shift, self.sub(x, shift)
 
     def is_minus_infinity(self, x: Number) -> Tensor:
-        return x.main == -torch.inf  # type: ignore[no-any-return]
+        return x.main == -torch.inf

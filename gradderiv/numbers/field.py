@@ -340,12 +340,13 @@ class Field(System):
         return self.wrap(parts, Note(CONSTANT, self.ledger.invert(VARIABLE, u[0].numel()), VARIABLE), dtype)
 
     def is_minus_infinity(self, x: Number) -> Tensor:
-        return x.full("hole").clone()  # type: ignore[no-any-return]
+        return x.full("hole").clone()
 
     # ---- the verdict on two tensors
 
-    def differs(self, x: Number, y: Number) -> Tensor:
+    def differs(self, x: Tensor, y: Tensor) -> Tensor:
         """Where two tensors differ in some lane, log parts and −∞ included."""
+        x, y = _number(x), _number(y)
         hole = x.full("hole") ^ y.full("hole")
         both = x.full("hole") & y.full("hole")
         out = torch.zeros_like(both)
@@ -353,10 +354,10 @@ class Field(System):
             out |= x.full(name) != y.full(name)
         return hole | (out & ~both)
 
-    def common_factor(self, x: Number, y: Number) -> str:
+    def common_factor(self, x: Tensor, y: Tensor) -> str:
         """x/y in words, where it is one number for all entries whose square is a small rational; else nothing."""
         p = self.primes[0]
-        a, b = x.main.reshape(-1), y.main.reshape(-1)
+        a, b = _number(x).main.reshape(-1), _number(y).main.reshape(-1)
         if bool((b == 0).any()):
             return ""
         ratio = residues.mul(a, residues.inverse(b, p), p)
@@ -371,16 +372,22 @@ class Field(System):
                     return words.format(Fraction(numerator, denominator))
         return ""
 
-    def failure(self, *tensors: Number) -> float:
+    def failure(self, *tensors: Tensor) -> float:
         """log₂ of the probability that tensors found equal are not."""
         return self.ledger.failure(self._difference(tensors), self.lanes)
 
-    def failure_over_q(self, *tensors: Number) -> float:
+    def failure_over_q(self, *tensors: Tensor) -> float:
         """The same where an error that is a multiple of a drawn prime counts too."""
         pool = PRIMES / 2 ** len(self.roots)
         return self.ledger.failure(self._difference(tensors), self.lanes, pool=pool)
 
-    def _difference(self, tensors: tuple[Number, ...]) -> Degree:
-        notes = [x.note for x in tensors]
+    def _difference(self, tensors: tuple[Tensor, ...]) -> Degree:
+        notes = [_number(x).note for x in tensors]
         records = [n.value for n in notes] + [n.log for n in notes if n.log is not None]
         return join_degrees(records).sum_of(2)
+
+
+def _number(x: Tensor) -> Number:
+    if not isinstance(x, FieldTensor):
+        raise TypeError(f"a FieldTensor is compared with a {type(x).__name__}")
+    return x

@@ -43,7 +43,7 @@ class Number(torch.Tensor):
     cell: Cell
     path: tuple[Step, ...]
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
@@ -56,7 +56,7 @@ class Number(torch.Tensor):
         shown = cell.parts[system.main]
         for step in path:
             shown = step(shown)
-        self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        self = torch.Tensor._make_wrapper_subclass(
             cls,
             shown.shape,
             strides=shown.stride(),
@@ -65,9 +65,9 @@ class Number(torch.Tensor):
             device=shown.device,
         )
         self.system, self.cell, self.path = system, cell, path
-        return self  # type: ignore[no-any-return]
+        return self
 
-    def part(self, name: str) -> Part | None:
+    def part(self, name: str) -> Part:
         """The part of that name, seen through the steps from the base to this view; None stands for the fill."""
         part = self.cell.parts.get(name)
         if part is not None:
@@ -100,17 +100,18 @@ class Number(torch.Tensor):
         for name in {**self.cell.parts, **new.cell.parts}:
             if name not in self.cell.parts:
                 self.cell.parts[name] = self.system.filled(self.cell.parts[self.system.main], name)
-            self.part(name).copy_(new.full(name))  # type: ignore[union-attr]
+            self.part(name).copy_(new.full(name))
         covers = self.numel() == self.cell.parts[self.system.main].numel()
         notes = [new.note] if covers else [self.note, new.note]
         self.cell.note = self.system.join(notes)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"{type(self).__name__}({self.system.show(self.detach())}, dtype={self.dtype}{grad})"
+        with torch.no_grad():
+            return f"{type(self).__name__}({self.system.show(self)}, dtype={self.dtype}{grad})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         from gradderiv.numbers.table import dispatch

@@ -48,7 +48,8 @@ class Rational:
         if e.is_Add:
             return self._sum([self.fraction(a) for a in e.args])
         if e.is_Mul:
-            numerator, denominators = self.ring.one, {}
+            numerator = self.ring.one
+            denominators: dict[Any, int] = {}
             for n, d in map(self.fraction, e.args):
                 numerator *= n
                 denominators = {k: denominators.get(k, 0) + d.get(k, 0) for k in {**denominators, **d}}

@@ -27,11 +27,11 @@ class RoundingTensor(Number):
 
     @property
     def value(self) -> Tensor:
-        return self.main  # type: ignore[no-any-return]
+        return self.main
 
     @property
     def error(self) -> Tensor:
-        return self.full("e")  # type: ignore[no-any-return]
+        return self.full("e")
 
 
 class Rounding(System):
@@ -131,7 +131,7 @@ class Rounding(System):
         return self._result(P, moved.clamp(max=1.0), self.tiny)
 
     def is_minus_infinity(self, x: Number) -> Tensor:
-        return x.main == -torch.inf  # type: ignore[no-any-return]
+        return x.main == -torch.inf
 
     def show(self, x: Number) -> str:
         return f"{x.main} ± {x.full('e')}"

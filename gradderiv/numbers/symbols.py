@@ -30,7 +30,8 @@ class Exp(sp.Function):  # type: ignore[misc]
     def eval(cls, argument: sp.Expr) -> sp.Expr | None:
         if argument == -sp.oo:
             return sp.Integer(0)
-        logs, rest = [], []
+        logs: list[sp.Expr] = []
+        rest: list[sp.Expr] = []
         for term in sp.Add.make_args(argument):
             coefficient, factor = term.as_coeff_Mul()
             is_log = isinstance(factor, sp.log) and coefficient.is_Integer
@@ -68,8 +69,9 @@ class Symbols(System):
         entries = [sp.Symbol(f"{name}_{''.join(map(str, i))}" if i else name, real=True) for i in indices]
         return self._make(entries, shape)
 
-    def entries(self, x: Number) -> np.ndarray[Any, Any]:
+    def entries(self, x: Tensor) -> np.ndarray[Any, Any]:
         """The expressions, as an object array of x's shape."""
+        assert isinstance(x, Number)
         out = np.empty(tuple(x.shape), dtype=object)
         out.reshape(-1)[:] = [self.expressions[i] for i in x.main.reshape(-1).tolist()]
         return out
@@ -152,7 +154,9 @@ class Symbols(System):
         kept = [d for d in range(x.dim()) if d not in dims]
         rows = x.main.permute(*kept, *dims).reshape(*(x.shape[d] for d in kept), -1)
         out = [f([self.expressions[i] for i in row]) for row in rows.reshape(-1, rows.shape[-1]).tolist()]
-        shape = [1 if d in dims else n for d, n in enumerate(x.shape)] if keepdim else [x.shape[d] for d in kept]
+        shape = (
+            [1 if d in dims else n for d, n in enumerate(x.shape)] if keepdim else [x.shape[d] for d in kept]
+        )
         return self._make(out, shape)
 
     def is_minus_infinity(self, x: Number) -> Tensor:

@@ -16,7 +16,8 @@ from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_map_only
 
 from gradderiv.numbers.number import Number, System
-from gradderiv.numbers.table import VIEWS, _view, aten
+from gradderiv.numbers.operands import aten
+from gradderiv.numbers.structure import VIEWS, view
 
 CUTS = {aten.detach.default: aten.alias.default}
 
@@ -41,10 +42,10 @@ class TapeTensor(Number):
     @property
     def recorded(self) -> Tensor:
         """The tensor with its recorded history."""
-        return self.main  # type: ignore[no-any-return]
+        return self.main
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -52,7 +53,7 @@ class TapeTensor(Number):
         with enable_reentrant_dispatch(), torch.enable_grad():
             if func in VIEWS:
                 x = args[0]
-                return _view(x.system, func, args, kwargs)
+                return view(x.system, func, args, kwargs)
             system = next(a.system for a in _flat((args, kwargs)) if isinstance(a, TapeTensor))
             unwrapped_args, unwrapped = tree_map_only(TapeTensor, lambda t: t.main, (args, kwargs))
             out = func(*unwrapped_args, **unwrapped)

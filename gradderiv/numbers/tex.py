@@ -1,6 +1,6 @@
 r"""Numbers that are named matrices: what a rule computes is its formula.
 
-    Q, K, tau = Tex().symbols("Q", 3, 4), …            tau * Q @ K.mT   prints   τ Q Kᵀ   and   \tau Q K^{\top}
+    Q, K, tau = Tex().symbol("Q", 3, 4), …            tau * Q @ K.mT   prints   τ Q Kᵀ   and   \tau Q K^{\top}
 
 A tensor has an expression (:mod:`gradderiv.numbers.nodes`) and a blank: a tensor of zeros that carries its shape through every
 operation. Arithmetic comes from the table of all numbers, so autograd's own formulas can be printed too; a rule, and
@@ -9,8 +9,7 @@ an operation that is not in the table, is a call by its name. Leading axes are n
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,10 +17,20 @@ from torch import Tensor
 
 from gradderiv.errors import NoExactMeaning
 from gradderiv.numbers import nodes
-from gradderiv.numbers.nodes import ONE, Call, Constant, Item, Node, Symbol
+from gradderiv.numbers.nodes import ONE, Call, Constant, Node, Symbol
 from gradderiv.numbers.number import Number, System
+from gradderiv.numbers.operands import aten
 from gradderiv.numbers.spelling import STYLES, spell
-from gradderiv.numbers.table import aten
+
+ALIASES = {
+    aten.alias.default, aten.detach.default, aten.lift_fresh.default, aten.expand.default,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+}  # fmt: skip
+VIEWS = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten._reshape_alias.default,
+}  # of rows, not within rows
 
 
 class TexTensor(Number):
@@ -30,7 +39,11 @@ class TexTensor(Number):
     @property
     def node(self) -> Node:
         """The expression it stands for."""
-        return self.cell.note  # type: ignore[no-any-return]
+        return self.cell.note  # type: ignore[no-any-return, unused-ignore]
+
+    @property
+    def tex_system(self) -> Tex:
+        return self.system  # type: ignore[return-value]
 
     def tex(self) -> str:
         return spell(self.node, STYLES["tex"])
@@ -45,12 +58,14 @@ class TexTensor(Number):
         return f"${self.tex()}$"
 
     @classmethod
-    def __torch_function__(
+    def __torch_function__(  # type: ignore[override]
         cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        from gradderiv.numbers.calls import by_name, system_of
+
         kwargs = kwargs or {}
         if getattr(func, "is_rule", False):
-            if func.__name__ in _system_of((*args, *kwargs.values())).inline:
+            if func.__name__ in system_of((*args, *kwargs.values())).inline:
                 return func.__wrapped__(*args, **kwargs)
             return by_name(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
@@ -83,6 +98,7 @@ class Tex(System):
         return self.named(Symbol(name, meaning), torch.zeros(shape, dtype=torch.float64))
 
     def named(self, node: Node, blank: Tensor) -> TexTensor:
+        blank = blank.double() if blank.is_floating_point() else blank  # numbers have one dtype here
         out = self.wrap({"blank": blank}, node, blank.dtype)
         assert isinstance(out, TexTensor)
         return out
@@ -92,7 +108,7 @@ class Tex(System):
             return value
         first = value.reshape(-1)[:1].tolist()
         same = bool(first) and bool((value == value.reshape(-1)[0]).all())
-        node = _number(float(first[0])) if same else Constant("…")
+        node = number(float(first[0])) if same else Constant("…")
         return self.named(node, torch.zeros(value.shape, dtype=dtype))
 
     def join(self, notes: list[Any]) -> Node:
@@ -123,7 +139,7 @@ class Tex(System):
         return self.named(nodes.product(x.note, y.note), x.main @ y.main)
 
     def div(self, x: Number, y: Number) -> Number:
-        blank = torch.zeros(torch.broadcast_shapes(x.shape, y.shape), dtype=x.dtype)
+        blank = torch.zeros((x.main + y.main).shape, dtype=x.dtype)
         return self.named(nodes.Quotient(x.note, y.note), blank)
 
     def reciprocal(self, x: Number) -> Number:
@@ -135,6 +151,8 @@ class Tex(System):
             return self.named(Call("rowsum", (x.note,)), blank)
         if dims == (0,) and x.dim() == 2 and not keepdim:
             return self.named(nodes.product(nodes.transpose(x.note), ONE), blank)
+        if isinstance(x.note, Call) and x.note.name == "diagonal" and len(dims) == x.dim():
+            return self.named(Call("tr", x.note.args[:1]), blank)
         return self.named(Call("sum", (x.note,)), blank)
 
     def exp(self, x: Number) -> Number:
@@ -162,13 +180,12 @@ class Tex(System):
         )
         if swap:
             return self.named(nodes.transpose(x.note), out.main)
-        if func in (aten.select.int, aten.slice.Tensor):
-            kept = func is aten.slice.Tensor and out.shape == x.shape
-            return x if kept else self._piece(x, func, out, *args)
-        return self.named(x.note, out.main)
+        same = func in ALIASES or (func in VIEWS and out.shape[-1:] == x.shape[-1:])
+        same = same or (func is aten.slice.Tensor and out.shape == x.shape)
+        return self.named(x.note, out.main) if same else self._piece(x, func, out, *args)
 
     def _piece(self, x: Number, func: Any, out: Number, *args: Any) -> TexTensor:
-        name = func._schema.name.split("::")[1]
+        name = func._schema.name.split("::")[1].replace("view", "reshape")
         return self.named(Call(name, (x.note, *(Constant(str(a)) for a in args))), out.main)
 
     def structured(self, func: Any, sources: list[Number], args: Any, out: Number) -> Number:
@@ -178,89 +195,6 @@ class Tex(System):
         return self.named(Call(name, tuple(s.note for s in sources)), out.main)
 
 
-# ---------------------------------------------------------------- calls
-
-
-def by_name(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The call ``func(…)``, not what it does: it is run on blanks, for the shapes of its results.
-
-    A result that is one of the arguments stays that argument, so that what a rule saves keeps its names.
-    """
-    given: dict[int, TexTensor] = {}
-
-    def blank(value: Any) -> Any:
-        if isinstance(value, TexTensor):
-            given.setdefault(id(value.main), value)
-            return value.main
-        return _through(value, blank)
-
-    flat_args, flat_kwargs = tuple(blank(a) for a in args), {k: blank(v) for k, v in kwargs.items()}
-    system = _system_of((*args, *kwargs.values()))
-    shown = args[1:] if _parameters(func)[:1] == ["like"] else args  # of which only dtype and device matter
-    call = Call(
-        func.__name__,
-        tuple(n for a in (*shown, *kwargs.values()) for n in _argument(a, system)),
-        getattr(func, "__module__", None) or "",
-    )
-    made: dict[int, TexTensor] = dict(given)
-
-    def back(value: Any, node: Node) -> Any:
-        if isinstance(value, Tensor):
-            return made.setdefault(id(value), system.named(node, value))
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            told = not type(value).__name__.endswith("Gradients")
-            return type(value)(
-                *(back(v, Item(call, f, told)) for f, v in zip(value._fields, value, strict=True))
-            )
-        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-            return type(value)(back(v, node) for v in value)
-        return value
-
-    return back(func(*flat_args, **flat_kwargs), call)
-
-
-def _parameters(func: Any) -> list[str]:
-    return list(inspect.signature(func).parameters) if inspect.isfunction(func) else []
-
-
-def _through(value: Any, f: Callable[[Any], Any]) -> Any:
-    """``f`` on what a list, tuple or NamedTuple holds."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(f(v) for v in value))
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return type(value)(f(v) for v in value)
-    return value
-
-
-def _leaves(value: Any) -> Iterable[Any]:
-    if isinstance(value, (list, tuple)):
-        for v in value:
-            yield from _leaves(v)
-    else:
-        yield value
-
-
-def _system_of(values: tuple[Any, ...]) -> Tex:
-    return next(v.system for v in _leaves(values) if isinstance(v, TexTensor))
-
-
-def _argument(value: Any, system: Tex) -> Iterable[Node]:
-    """How an argument of a call is shown; a tuple without a name by the matrices in it, options not at all."""
-    if isinstance(value, TexTensor):
-        yield value.node
-    elif id(value) in system.bundles and len(list(_leaves(value))) > 1:
-        yield Symbol(system.bundles[id(value)][1])
-    elif isinstance(value, (list, tuple)):
-        for v in value:
-            if isinstance(v, (TexTensor, list, tuple)):
-                yield from _argument(v, system)
-    elif isinstance(value, Tensor):
-        yield Constant("…")
-    elif isinstance(value, float):
-        yield _number(value)
-    elif isinstance(value, int) and value in system.sizes:
-        yield Constant(system.sizes[value])
-
-
-def _number(value: float) -> Constant:
+def number(value: float) -> Constant:
+    """A constant in print: short, with a true minus sign."""
     return Constant(f"{value:g}".replace("-", "−").replace("inf", "∞"))

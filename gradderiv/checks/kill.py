@@ -1,0 +1,193 @@
+"""Every wrong-on-purpose layer against every oracle: which check notices which mistake, and is that as it should be.
+
+A cell is *killed* if a comparison fails, *alive* if none does, *inconclusive* if nothing could be said (an operation without an exact meaning, or
+only vacuous comparisons), *not applicable* if the oracle has nothing to compare there, and an *error* if the mutant raised anything else. Only a failed
+comparison is a kill. The table is as declared if every cell that must be killed is killed, and every other one has a reason and is
+not killed; an error never is as declared.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from gradderiv._version import __version__
+from gradderiv.checks.mutants import MUTANTS, RIGHT, Mutant
+from gradderiv.checks.oracles import ORACLES, Oracle
+from gradderiv.checks.problems import PROBLEMS
+from gradderiv.checks.report import SCHEMA_VERSION, Record, write_whole
+from gradderiv.errors import InputError, NoExactMeaning, message
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One mutant under one oracle.
+
+    Attributes:
+        outcome: "killed", "alive", "inconclusive", "not applicable" or "error".
+        must: whether the mutant declares that this oracle has to notice.
+        reason: if not, why; empty where nobody has said.
+        numbers: the kinds of number on which a comparison failed.
+        detail: the first failed comparison, or what was raised.
+    """
+
+    mutant: str
+    oracle: str
+    outcome: str
+    must: bool
+    reason: str
+    problems: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    detail: str = ""
+    seconds: float = 0.0
+
+    @property
+    def as_declared(self) -> bool:
+        if self.must or self.outcome == "error":
+            return self.must and self.outcome == "killed"
+        return bool(self.reason) and self.outcome != "killed"
+
+
+@dataclass
+class KillTable:
+    """All cells of a run. Prints as a table, reasons included; see :attr:`as_declared` and :meth:`to_json`."""
+
+    cells: list[Cell] = field(default_factory=list)
+    mutants: Mapping[str, Mutant] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mistakes(self) -> list[Cell]:
+        """The cells that are not as declared."""
+        return [c for c in self.cells if not c.as_declared]
+
+    @property
+    def as_declared(self) -> bool:
+        """Whether every cell is as its mutant declares, and there is at least one that had to be killed and was."""
+        return not self.mistakes and any(c.must for c in self.cells)
+
+    def cell(self, mutant: str, oracle: str) -> Cell:
+        return next(c for c in self.cells if (c.mutant, c.oracle) == (mutant, oracle))
+
+    def select(self, **fields: Any) -> list[Cell]:
+        """The cells whose fields have these values."""
+        return [c for c in self.cells if all(getattr(c, k) == v for k, v in fields.items())]
+
+    def text(self, *, verbose: bool = False, unicode: bool = True) -> str:
+        """The table at 80 columns; with ``verbose`` what each mutant is, and every reason."""
+        from gradderiv.checks._kill_text import render
+
+        return render(self, verbose=verbose, unicode=unicode)
+
+    def __str__(self) -> str:
+        return self.text(verbose=True)
+
+    def to_json(self, file: str | None = None) -> str:
+        """The table as JSON; written whole or not at all where a file is named."""
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "gradderiv": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "as_declared": self.as_declared,
+            "mutants": [
+                {"id": m.id, "what": m.what, "seen": m.seen, "kind": m.kind, "stages": m.stages}
+                for m in self.mutants.values()
+            ],
+            "cells": [{**asdict(c), "as_declared": c.as_declared} for c in self.cells],
+        }
+        text = json.dumps(document, indent=1, ensure_ascii=False)
+        if file is not None:
+            write_whole(file, text + "\n")
+        return text
+
+
+def kill_table(
+    mutants: Iterable[Mutant] | Iterable[str] | None = None,
+    oracles: Iterable[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> KillTable:
+    """Run every mutant, and the right layer before them, against every oracle.
+
+    Args:
+        mutants: mutants or their names; all of them when None.
+        oracles: names of oracles; all of them when None.
+        seed: draws values, points and primes.
+        progress: called with the number of mutants done, the number of all, and the name of the next.
+
+    Raises:
+        InputError: a name that is not in its table.
+    """
+    chosen = [
+        RIGHT,
+        *(_named("mutant", m, MUTANTS) if isinstance(m, str) else m for m in mutants or MUTANTS.values()),
+    ]
+    judges = {name: _named("oracle", name, ORACLES) for name in oracles or ORACLES}
+    start = time.perf_counter()
+    cells = []
+    for done, mutant in enumerate(chosen):
+        if progress is not None:
+            progress(done, len(chosen), mutant.id)
+        cells += [judge(mutant, name, oracle, seed) for name, oracle in judges.items()]
+    if progress is not None:
+        progress(len(chosen), len(chosen), "")
+    return KillTable(cells, {m.id: m for m in chosen}, seed, time.perf_counter() - start)
+
+
+def judge(mutant: Mutant, name: str, oracle: Oracle, seed: int = 0) -> Cell:
+    """One mutant under one oracle: on the first of its problems that the oracle can work on; the right layer on all."""
+    start = time.perf_counter()
+    rule, records, raised = mutant.rule(), list[Record](), None
+    tried = []
+    try:
+        for problem in mutant.problems:
+            found = oracle(rule, PROBLEMS[problem], seed)
+            records += found
+            tried += [problem] if found else []
+            if found and mutant is not RIGHT:
+                break
+    except Exception as error:  # whatever a wrong layer raises is an outcome
+        raised = error
+    failed = [r for r in records if r.verdict == "fail"]
+    return Cell(
+        mutant.id, name, _outcome(records, raised), name in mutant.kills, mutant.reason(name) or "", tuple(tried),
+        tuple(dict.fromkeys(r.dtype if r.number == "float" else r.number for r in failed)),
+        f"{type(raised).__name__}: {raised}" if raised else f"{failed[0].problem} · {failed[0].argument}: {failed[0].detail}" if failed else "",
+        time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def _outcome(records: list[Record], raised: Exception | None) -> str:
+    if isinstance(raised, NoExactMeaning):
+        return "inconclusive"
+    if raised is not None:
+        return "error"
+    verdicts = {r.verdict for r in records}
+    if not verdicts:
+        return "not applicable"
+    return "killed" if "fail" in verdicts else "alive" if "pass" in verdicts else "inconclusive"
+
+
+def _named(what: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise InputError(
+            message(
+                f"the {what} must be in its table",
+                repr(name),
+                "a misspelt name",
+                f"one of {', '.join(table)}",
+            )
+        )
+    return table[name]

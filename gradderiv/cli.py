@@ -1,0 +1,222 @@
+"""The command line. Above all else, imported by nothing; torch is imported only by the verbs that need it.
+
+Exit status of every verb: 0 it holds · 1 something does not · 2 the call was wrong · 3 not decided · 70 a fault of ours ·
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradderiv._version import __version__
+
+app = typer.Typer(
+    name="gradderiv",
+    help="Every derivative of attention in closed form, verified on floats, on residues mod a prime and on symbols.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+bench = typer.Typer(help="The benchmarks behind README's figures.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+DTYPES = ("float64", "float32", "bfloat16")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"gradderiv {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def verify(
+    rules: Annotated[
+        list[str] | None, typer.Argument(help="Rules to verify; all when none is named.")
+    ] = None,
+    oracle: Annotated[list[str] | None, typer.Option(help="Only this oracle; may be repeated.")] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="Only this problem; may be repeated.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=f"Only this type: {', '.join(DTYPES)}.")] = None,
+    device: Annotated[str, typer.Option(help="Where tensors live.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Draws values, points and primes.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few problems that meet every rule and oracle.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write every record to this file.")] = None,
+    kill_table: Annotated[
+        bool, typer.Option("--kill-table", help="Also try the wrong-on-purpose rules against every oracle.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write pictures of the errors to this folder.")] = None,
+) -> None:
+    """Verify the closed forms, entry by entry."""
+    _require_writable(json)
+    with _progress("importing torch") as step:
+        import torch
+
+        from gradderiv.checks.verify import verify as run
+
+        dtypes = [getattr(torch, d) for d in _dtypes(dtype)]
+        report = run(
+            rules or None, oracle or None, problems=problem or None, dtypes=dtypes, device=device, seed=seed,
+            quick=quick, progress=step,
+        )  # fmt: skip
+    if json is not None:
+        report.to_json(json)
+    _print_report(report)
+    if plot is not None:
+        from gradderiv.checks.plot import plot_errors
+
+        for file in plot_errors(report, plot):
+            typer.echo(f"wrote {file}")
+    status = report.exit_status
+    if kill_table:
+        from gradderiv.checks.kill import kill_table as kill
+
+        with _progress("mutants") as step:
+            table = kill(seed=seed, progress=step)
+        typer.echo(f"\n{table}")
+        status = status or (0 if table.as_declared else 1)
+    raise typer.Exit(status)
+
+
+@app.command()
+def show(
+    rule: Annotated[
+        str, typer.Argument(help="A rule (attention, multihead_vjp …) or a gradient (W_Q, b_K …).")
+    ],
+    tex: Annotated[bool, typer.Option("--tex", help="Print TeX.")] = False,
+    derivation: Annotated[bool, typer.Option("--derivation", help="The chain that derives it.")] = False,
+    symbolic: Annotated[
+        bool, typer.Option("--symbolic", help="One entry of a tiny case, spelled out.")
+    ] = False,
+) -> None:
+    """Print a formula from the code that runs."""
+    from gradderiv.book.show import show as render
+
+    charset = "unicode" if _speaks_unicode() else "ascii"
+    typer.echo(render(rule, tex=tex, derivation=derivation, symbolic=symbolic, charset=charset))
+
+
+@bench.command("verify")
+def bench_verify(
+    seed: Annotated[int, typer.Option(help="Draws the weights.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer weight scales and repeats.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Time and detection power of our checks, of gradcheck, and of a comparison by hand."""
+    _require_writable(json)
+    from gradderiv.bench.verify import run
+
+    with _progress("bench verify") as step:
+        result = run(seed=seed, quick=quick, progress=step)
+    typer.echo(str(result))
+    if json is not None:
+        from gradderiv.checks.report import write_whole
+
+        write_whole(json, result.to_json() + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; the exit status says how it ended."""
+    import click
+
+    from gradderiv.errors import GradderivError
+
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        status = app(args=arguments, prog_name="gradderiv", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.exceptions.Abort:
+        return _say("interrupted", 130)
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except GradderivError as error:
+        return _say(str(error), 2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        return _say(
+            "this is a fault of gradderiv's, not of your call: please report it with the lines above", 70
+        )
+    return int(status or 0)
+
+
+def _say(text: str, status: int) -> int:
+    print(f"gradderiv: {text}", file=sys.stderr)
+    return status
+
+
+def _dtypes(names: list[str] | None) -> list[str]:
+    for name in names or ():
+        if name not in DTYPES:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(DTYPES)}", param_hint="--dtype")
+    return names or list(DTYPES)
+
+
+def _require_writable(file: Path | None) -> None:
+    """Say before the work that the result could not be written after it."""
+    if file is not None and not file.parent.is_dir():
+        raise typer.BadParameter(f"the folder {str(file.parent)!r} does not exist", param_hint="--json")
+
+
+def _speaks_unicode() -> bool:
+    try:
+        "τ𝓚ᵀ✓".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _print_report(report: Any) -> None:
+    from rich.console import Console
+
+    from gradderiv.checks.render import table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    console.print(table(report, ascii_only=not _speaks_unicode()))
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress line on a terminal's standard error; nothing in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(title, total=None)
+
+        def step(done: int, total: int, label: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{label:<36.36}")
+
+        yield step
