@@ -124,7 +124,7 @@ def dual(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **
             )
         return pairs
 
-    records = _exact(rule, problem, "dual", run, seed, device)
+    records = exact_records(rule, problem, "dual", run, seed, device)
     if rule.tangent is not None:
         args, _dY = problem.floats(seed, torch.float64, device=device)
         dots, _dY = problem.floats(seed, torch.float64, role="tangent", device=device)
@@ -137,19 +137,22 @@ def dual(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **
 
 def field(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
     """The gradients against autograd of the textbook forward, both over the field: exact, entry by entry."""
-    options = problem.on(device)
+    return exact_records(
+        rule, problem, "field", lambda numbers: field_pairs(rule, problem, numbers), seed, device
+    )
 
-    def run(numbers: Field) -> Pairs:
-        args, dY = problem.draw(lambda _name, shape: numbers.random(*shape))
+
+def field_pairs(rule: Rule, problem: Problem, numbers: Field) -> Pairs:
+    """The rule's value and gradients beside those of the textbook forward, at a random point of the field."""
+    options = problem.on(numbers.device)
+    args, dY = problem.draw(lambda _name, shape: numbers.random(*shape))
+    with torch.enable_grad():
         leaves = {name: x.detach().requires_grad_() for name, x in args.items()}
         Y = _textbook(problem, options)(leaves)
         reference = torch.autograd.grad(Y, list(leaves.values()), dY, materialize_grads=True)
-        value = rule.gradients(args, options, dY)
-        pairs: dict[str, Any] = {"Y": (rule.value(args, options), Y.detach())}
-        pairs |= {name: (value[name], g) for name, g in zip(leaves, reference, strict=True)}
-        return pairs
-
-    return _exact(rule, problem, "field", run, seed, device)
+    value = rule.gradients(args, options, dY)
+    pairs: dict[str, Any] = {"Y": (rule.value(args, options), Y.detach())}
+    return pairs | {name: (value[name], g) for name, g in zip(leaves, reference, strict=True)}
 
 
 def second_order(
@@ -175,7 +178,7 @@ def second_order(
         value = second(args, options, dY, dY_dot, dots)
         return {name: (value[name], expected[name]) for name in args}
 
-    records = _exact(rule, problem, "second order", run, seed, device)
+    records = exact_records(rule, problem, "second order", run, seed, device)
     args, dY = problem.floats(seed, torch.float64, device=device)
     dots, dY_dot = problem.floats(seed, torch.float64, role="tangent", device=device)
     expected = reference(args, dY, dY_dot, dots)
@@ -237,12 +240,12 @@ def block_diagonal(
             name: (value[name], getattr(blockdiag, f"grad_{name}")(**args, dY=dY, **options)) for name in args
         }
 
-    return _exact(rule, problem, "blockdiag", run, seed, device)
+    return exact_records(rule, problem, "blockdiag", run, seed, device)
 
 
 def identity(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
     """What must hold whatever the reference: see :mod:`gradderiv.checks.identities`."""
-    records = _exact(
+    records = exact_records(
         rule, problem, "identities", lambda numbers: identities(rule, problem, numbers), seed, device
     )
     mistake = aliasing(rule, problem, seed)
@@ -317,11 +320,19 @@ def _float(
     )
 
 
-def _exact(
-    rule: Rule, problem: Problem, oracle: str, run: Callable[[Field], Pairs], seed: int, device: str
+def exact_records(
+    rule: Rule,
+    problem: Problem,
+    oracle: str,
+    run: Callable[[Field], Pairs],
+    seed: int,
+    device: str,
+    *,
+    lanes: int = 2,
 ) -> list[Record]:
+    """The outcome over the field of every pair that ``run`` returns, as records."""
     start = time.perf_counter()
-    outcomes = exactly(run, seed=seed, device=device)
+    outcomes = exactly(run, seed=seed, device=device, lanes=lanes)
     seconds = (time.perf_counter() - start) / max(len(outcomes), 1)
     return [
         Record(

@@ -16,7 +16,7 @@ from gradderiv.checks.report import Record, Report
 SHORT = {
     "forward": "forw.", "autograd": "autog.", "finite differences": "finite", "dual": "dual", "field": "field",
     "second order": "2nd", "sympy": "sympy", "blockdiag": "block", "identities": "ident.",
-    "torch layer": "layer", "published": "publ.", "tape": "tape",
+    "torch layer": "layer", "full size": "size", "published": "publ.", "tape": "tape",
 }  # fmt: skip
 ARGUMENTS = (
     "X",

@@ -16,6 +16,7 @@ from gradderiv.checks.catalog import RULES, Rule
 from gradderiv.checks.layers import verify_layers
 from gradderiv.checks.oracles import DTYPES, ORACLES
 from gradderiv.checks.problems import PROBLEMS, Problem
+from gradderiv.checks.production import verify_full_size
 from gradderiv.checks.published import published_case
 from gradderiv.checks.report import Record, Report
 from gradderiv.errors import InputError, message
@@ -26,6 +27,7 @@ Progress = Callable[[int, int, str], None]
 
 # Oracles that bring a case of their own instead of trying a rule on a problem.
 CASES: dict[str, Callable[[int], list[Record]]] = {
+    "full size": lambda seed: verify_full_size(seed),
     "torch layer": lambda seed: verify_layers(seed=seed),
     "published": lambda seed: published_case(seed=seed),
 }

@@ -81,7 +81,7 @@ def attention(
         InputError: shapes that do not fit, empty tensors.
         DtypeError: integers, several dtypes or devices, a mask that is not boolean.
     """
-    _require_attention(Q, K, V, mask, bias)
+    require_attention(Q, K, V, mask, bias)
     scale = Q.shape[-1] ** -0.5 if scale is None else scale
     S = scale * Q @ K.mT  # ... n_q n_k
     if bias is not None:
@@ -165,7 +165,7 @@ def attention_vjp_jvp(
     return AttentionGradients(dQ_dot, dK_dot, dV_dot, dbias_dot)
 
 
-def _require_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
+def require_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
     require_tensors("attention", Q=Q, K=K, V=V, bias=bias)
     asked = "attention needs Q (..., n_q, d_k), K (..., n_k, d_k) and V (..., n_k, d_v)"
     came = shapes(Q=Q, K=K, V=V)

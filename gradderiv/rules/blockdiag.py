@@ -182,7 +182,7 @@ def gradient(formula: Callable[[Tensor, Blocks], Tensor]) -> Gradient:
         )
         return formula(dY, B)
 
-    del grad.__wrapped__  # type: ignore[attr-defined]  # the signature is this one, not the formula's
+    del grad.__wrapped__  # the signature is this one, not the formula's
     grad.formula = formula  # type: ignore[attr-defined]
     return rule(grad)
 

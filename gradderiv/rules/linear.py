@@ -113,4 +113,4 @@ def linear_vjp_jvp(
 
 def rows(X: Tensor) -> Tensor:
     """(..., n, d) as one tall matrix (… · n, d)."""
-    return X.flatten(0, -2)
+    return X.reshape(-1, X.shape[-1])

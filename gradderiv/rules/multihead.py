@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gradderiv.rules._inputs import require, require_tensors, rule, shapes
@@ -68,7 +69,7 @@ def split_heads(X: Tensor, n_heads: int) -> Tensor:
 
     Head i takes the columns i·d … (i+1)·d.
     """
-    return X.unflatten(-1, (n_heads, -1)).transpose(-3, -2)
+    return X.reshape(*X.shape[:-1], n_heads, -1).transpose(-3, -2)
 
 
 @rule
@@ -77,7 +78,8 @@ def join_heads(X: Tensor) -> Tensor:
 
     The inverse, and the transpose, of :func:`split_heads`.
     """
-    return X.transpose(-3, -2).flatten(-2)
+    X = X.transpose(-3, -2)
+    return X.reshape(*X.shape[:-2], -1)
 
 
 @rule
@@ -90,7 +92,7 @@ def repeat_heads(X: Tensor, n_heads: int) -> Tensor:
     if h_kv == n_heads:
         return X
     copies = X.unsqueeze(-3).expand(*X.shape[:-2], n_heads // h_kv, *X.shape[-2:])
-    return copies.flatten(-4, -3)
+    return copies.reshape(*X.shape[:-3], n_heads, *X.shape[-2:])
 
 
 @rule
@@ -101,7 +103,7 @@ def sum_heads(X: Tensor, n_kv_heads: int) -> Tensor:
     """
     if X.shape[-3] == n_kv_heads:
         return X
-    return X.unflatten(-3, (n_kv_heads, -1)).sum(-3)
+    return X.reshape(*X.shape[:-3], n_kv_heads, -1, *X.shape[-2:]).sum(-3)
 
 
 @rule
@@ -181,7 +183,7 @@ def multihead_jvp(
     The product rule through the parts of :func:`multihead`, first to last.
     """
     h, h_kv = saved.n_heads, saved.n_kv_heads
-    source_dot = X_dot if X_kv_dot is None else X_kv_dot
+    source_dot = _source_dot(saved, X_dot, X_kv_dot)
     Q_dot = split_heads(linear_jvp(saved.query, X_dot, W_Q_dot, b_Q_dot), h)  # ... h n_q d_k
     XW_K_dot = linear_jvp(saved.key, source_dot, W_K_dot, b_K_dot)  # ... n_k h_kv·d_k
     XW_V_dot = linear_jvp(saved.value, source_dot, W_V_dot, b_V_dot)  # ... n_k h_kv·d_v
@@ -240,7 +242,7 @@ def multihead_vjp_jvp(
     ``b_O_dot`` is accepted for symmetry: no gradient depends on b_O.
     """
     h, h_kv = saved.n_heads, saved.n_kv_heads
-    source_dot = X_dot if X_kv_dot is None else X_kv_dot
+    source_dot = _source_dot(saved, X_dot, X_kv_dot)
     Q_dot = split_heads(linear_jvp(saved.query, X_dot, W_Q_dot, b_Q_dot), h)  # ... h n_q d_k
     XW_K_dot = linear_jvp(saved.key, source_dot, W_K_dot, b_K_dot)  # ... n_k h_kv·d_k
     XW_V_dot = linear_jvp(saved.value, source_dot, W_V_dot, b_V_dot)  # ... n_k h_kv·d_v
@@ -278,6 +280,13 @@ def multihead_vjp_jvp(
         dX_dot, dW_Q_dot, dW_K_dot, dW_V_dot, dW_O_dot,
         dX_kv_dot, db_Q_dot, db_K_dot, db_V_dot, db_O_dot, dbias_dot,
     )  # fmt: skip
+
+
+def _source_dot(saved: MultiheadSaved, X_dot: Tensor, X_kv_dot: Tensor | None) -> Tensor:
+    """The tangent of the keys' and values' source: X's own, or that of X_kv, which stands still when None."""
+    if saved.is_self:
+        return X_dot
+    return torch.zeros_like(saved.key.X) if X_kv_dot is None else X_kv_dot
 
 
 def _join_sources(dX_Q: Tensor, dX_KV: Tensor, is_self: bool) -> tuple[Tensor, Tensor | None]:
