@@ -303,9 +303,9 @@ class Field(System):
         zero = torch.stack([t == 0 for t in v]).all(0)
         parts = self._lanes("v", [torch.zeros_like(t) for t in v])
         parts |= self._lanes("log", [t.masked_fill(zero, 1) for t in v])
-        if bool(zero.any()):
+        if bool(zero.any()):  # believed to be structural, and any of the others might have looked like it
             parts["hole"] = zero
-        self.ledger.zeros.append((int(zero.sum()), x.note.value))
+            self.ledger.zeros.append((zero.numel(), x.note.value))
         note = Note(CONSTANT, x.note.value, self.ledger.invert(x.note.value, x.numel()))
         return self.wrap(parts, note, x.dtype)
 

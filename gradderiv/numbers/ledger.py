@@ -15,8 +15,8 @@ coincidences of arguments that would make free exponentials equal),
 
     P(accept) ≤ [ C(M+1, 2)·(d_a/(p−1))ᵏ + (D/(p−1))ᵏ ] / (1 − δ),     δ = k Σ_g R_g δ_g/(p−1),
 
-where 1 − δ pays for points that were drawn again because a denominator was 0 mod p. An element that was found to be zero in all lanes and
-taken for a structural zero adds (its degree/(p−1))ᵏ. Assumed: the keyed mixing function behaves as a random function.
+where 1 − δ pays for points that were drawn again because a denominator was 0 mod p. Where elements that are zero in all lanes were
+taken for structural zeros, every element that was looked at adds (its degree/(p−1))ᵏ. Assumed: the keyed mixing function behaves as a random function.
 """
 
 from __future__ import annotations

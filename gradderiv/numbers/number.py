@@ -26,6 +26,10 @@ Parts = dict[str, Part]
 Step = Callable[[Part], Part]
 
 
+def identity(part: Part) -> Part:
+    return part
+
+
 class Cell:
     """What a base and all its views share."""
 
@@ -41,7 +45,9 @@ class Number(torch.Tensor):
 
     system: System
     cell: Cell
-    path: tuple[Step, ...]
+    base: Number | None
+    step: Step
+    _seen: dict[str, tuple[Part, Part]]
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -51,11 +57,10 @@ class Number(torch.Tensor):
         system: System,
         cell: Cell,
         dtype: torch.dtype,
-        path: tuple[Step, ...] = (),
+        base: Number | None = None,
+        step: Step = identity,
     ) -> Number:
-        shown = cell.parts[system.main]
-        for step in path:
-            shown = step(shown)
+        shown = cell.parts[system.main] if base is None else step(base.main)
         self = torch.Tensor._make_wrapper_subclass(
             cls,
             shown.shape,
@@ -64,15 +69,19 @@ class Number(torch.Tensor):
             dtype=dtype,
             device=shown.device,
         )
-        self.system, self.cell, self.path = system, cell, path
+        self.system, self.cell, self.base, self.step = system, cell, base, step
+        self._seen = {system.main: (cell.parts[system.main], shown)}
         return self
 
     def part(self, name: str) -> Part:
-        """The part of that name, seen through the steps from the base to this view; None stands for the fill."""
-        part = self.cell.parts.get(name)
-        if part is not None:
-            for step in self.path:
-                part = step(part)
+        """The part of that name, as this view of its base sees it; None stands for the fill."""
+        stored = self.cell.parts.get(name)
+        if stored is None or self.base is None:
+            return stored
+        known, part = self._seen.get(name, (None, None))
+        if known is not stored:
+            part = self.step(self.base.part(name))
+            self._seen[name] = (stored, part)
         return part
 
     def full(self, name: str) -> Part:

@@ -93,4 +93,4 @@ def cast(x: Number, dtype: torch.dtype) -> Number:
         return x
     if not dtype.is_floating_point:
         raise no_meaning(aten._to_copy.default, f"casts to {dtype}")
-    return x.system.tensor(x.system, x.cell, dtype, x.path)
+    return x.system.tensor(x.system, x.cell, dtype, x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from gradderiv.numbers.number import Number, System
+from gradderiv.numbers.number import Number, Step, System
 from gradderiv.numbers.operands import (
     ARITHMETIC,
     Handler,
@@ -31,6 +31,8 @@ VIEWS = {
     aten.unsqueeze.default, aten.view.default, aten._reshape_alias.default, aten._unsafe_view.default,
     aten.lift_fresh.default,
 }  # fmt: skip
+
+SEVERAL = {aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int}
 
 STRUCTURE = {
     aten.cat.default, aten.clone.default, aten.flip.default, aten.gather.default,
@@ -55,15 +57,17 @@ def _apply(func: Any, args: Any, kwargs: dict[str, Any], pick: Callable[[Number]
 def view(system: System, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, *rest = args
 
-    def view_of(index: int | None) -> Number:
-        def step(part: Any) -> Any:
-            out = func(part, *rest, **kwargs)
-            return out if index is None else out[index]
+    def step(part: Any) -> Any:
+        return func(part, *rest, **kwargs)
 
-        return system.tensor(system, x.cell, x.dtype, (*x.path, step))
+    def view_of(step: Step) -> Number:
+        return system.tensor(system, x.cell, x.dtype, x, step)
 
-    first = func(x.main, *rest, **kwargs)
-    out: Any = view_of(None) if isinstance(first, Tensor) else [view_of(i) for i in range(len(first))]
+    if func in SEVERAL:
+        pieces = range(len(step(x.main)))
+        out: Any = [view_of(lambda part, i=i: step(part)[i]) for i in pieces]  # type: ignore[misc]
+    else:
+        out = view_of(step)
     out = system.viewed(func, x, rest, out)
     return return_and_correct_aliasing(func, args, kwargs, out)
 
