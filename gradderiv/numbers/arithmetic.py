@@ -50,6 +50,8 @@ def _mul(system: System, x: Any, y: Any) -> Number:
     if is_bool(x):
         x, y = y, x
     if is_bool(y):  # a mask: keep or clear
+        if bool(system.is_minus_infinity(x).any()):
+            raise no_meaning(aten.mul.Tensor, "multiplies −∞ by a mask, and 0·(−∞) is NaN,")
         x = broadcast(x, torch.broadcast_shapes(x.shape, y.shape))
         return where(system, y, x, lift(system, 0, x))
     return system.mul(*pair(system, x, y))

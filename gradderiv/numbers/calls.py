@@ -28,10 +28,11 @@ def by_name(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
     flat_args, flat_kwargs = tuple(blank(a) for a in args), {k: blank(v) for k, v in kwargs.items()}
     system = system_of((*args, *kwargs.values()))
+    is_rule = getattr(func, "is_rule", False)
     shown = args[1:] if _parameters(func)[:1] == ["like"] else args  # of which only dtype and device matter
     call = Call(
         func.__name__,
-        tuple(n for a in (*shown, *kwargs.values()) for n in _argument(a, system)),
+        tuple(n for a in (*shown, *kwargs.values()) for n in _argument(a, system, is_rule)),
         getattr(func, "__module__", None) or "",
     )
     made: dict[int, TexTensor] = dict(given)
@@ -77,8 +78,8 @@ def system_of(values: tuple[Any, ...]) -> Tex:
     return next(v.tex_system for v in _leaves(values) if isinstance(v, TexTensor))
 
 
-def _argument(value: Any, system: Tex) -> Iterable[Node]:
-    """How an argument of a call is shown; a tuple without a name by the matrices in it, options not at all."""
+def _argument(value: Any, system: Tex, is_rule: bool) -> Iterable[Node]:
+    """How an argument is shown: a tuple without a name by the matrices in it, an option of a torch function not at all."""
     if isinstance(value, TexTensor):
         yield value.node
     elif id(value) in system.bundles and len(list(_leaves(value))) > 1:
@@ -86,10 +87,10 @@ def _argument(value: Any, system: Tex) -> Iterable[Node]:
     elif isinstance(value, (list, tuple)):
         for v in value:
             if isinstance(v, (TexTensor, list, tuple)):
-                yield from _argument(v, system)
+                yield from _argument(v, system, is_rule)
     elif isinstance(value, Tensor):
         yield Constant("…")
     elif isinstance(value, float):
         yield number(value)
-    elif isinstance(value, int) and value in system.sizes:
-        yield Constant(system.sizes[value])
+    elif isinstance(value, int) and is_rule:
+        yield Constant(system.sizes.get(value, str(value)))

@@ -2,12 +2,13 @@
 
 0.35355339059327373 in a program means 1/√8 and 0.1 means one tenth. A constant is read as, in this order: an integer; a
 rational with a small denominator; the shortest decimal that rounds to it; a rational times the root of a
-small square-free integer; and otherwise as exactly the dyadic number that it is. Closeness is relative, two
-units in the last place, and denominators are small enough for an accident to be unlikely (one in 10⁹ in double precision).
+small square-free integer; and otherwise as exactly the dyadic number that it is. A reading must be within two units in the
+last place of a double, and in a narrower type round to the constant itself; denominators are small enough for an accident to be unlikely (one in 10⁹ in double precision).
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -36,20 +37,23 @@ def read(value: float, dtype: torch.dtype = torch.float64) -> Reading:
     """The reading of a finite constant that was written in ``dtype``."""
     if value == int(value):
         return Reading(Fraction(int(value)))
-    digits = DIGITS.get(dtype, 53)
-    tolerance = 2.0 ** (2 - digits)
-    for candidate in (
-        Fraction(value).limit_denominator(max(2, 2 ** (digits // 4))),
-        _shortest_decimal(value, dtype),
-    ):
-        if candidate and abs(float(candidate) - value) <= tolerance * abs(value):
+    small = max(2, 2 ** (DIGITS.get(dtype, 53) // 4))
+    for candidate in (Fraction(value).limit_denominator(small), _shortest_decimal(value, dtype)):
+        if candidate and _is_written(float(candidate), value, dtype):
             return Reading(candidate)
-    square = Fraction(value * value).limit_denominator(max(2, 2 ** (digits // 4)))
-    if square and abs(float(square) - value * value) <= 2 * tolerance * value * value:
+    square = Fraction(value * value).limit_denominator(small)
+    if square and _is_written(math.copysign(math.sqrt(square), value), value, dtype):
         outer, root = _square_free(square.numerator * square.denominator)
         if root < LARGEST_ROOT:
             return Reading(Fraction(outer if value > 0 else -outer, square.denominator), root)
     return Reading(Fraction(value))
+
+
+def _is_written(meant: float, value: float, dtype: torch.dtype) -> bool:
+    """Whether ``meant`` is written as ``value``: computed in float64, off by two units at most, then rounded once."""
+    if dtype == torch.float64:
+        return abs(meant - value) <= 2.0**-51 * abs(value)
+    return float(torch.tensor(meant, dtype=torch.float64).to(dtype)) == value
 
 
 def _shortest_decimal(value: float, dtype: torch.dtype) -> Fraction:

@@ -86,12 +86,6 @@ class Transpose(Node):
 
 
 @dataclass(frozen=True)
-class Power(Node):
-    base: Node
-    exponent: int
-
-
-@dataclass(frozen=True)
 class Call(Node):
     """A function called by its name; ``home`` is the module that defines it."""
 

@@ -6,7 +6,7 @@ A matrix product goes through float64 BLAS on halves a = a₁ 2¹⁶ + a₀ (a�
     a b = a₁b₁ 2³² + ((a₁ + a₀)(b₁ + b₀) − a₁b₁ − a₀b₀) 2¹⁶ + a₀b₀.
 
 The largest is (a₁ + a₀)(b₁ + b₀) ≤ (2¹⁵ + 2¹⁶ − 2)², and a sum of K of them is exact in float64 while it stays below 2⁵³:
-K ≤ :data:`LONGEST` = ⌊2⁵³/(98302)²⌋ = 932,112. A longer contraction is split.
+K ≤ :data:`LONGEST` = ⌊2⁵³/(98302)²⌋ = 932,105. A longer contraction is split.
 """
 
 from __future__ import annotations

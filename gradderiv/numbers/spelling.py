@@ -18,7 +18,6 @@ from gradderiv.numbers.nodes import (
     Hadamard,
     Item,
     Node,
-    Power,
     Product,
     Quotient,
     Symbol,
@@ -74,7 +73,7 @@ class Style(NamedTuple):
     slash: str
     minus: str
     top: str
-    power: str
+    dot: str
     brackets: tuple[str, str]
     angles: tuple[str, str]
     symbol: Callable[[str], str]
@@ -144,12 +143,12 @@ def _ascii_constant(text: str) -> str:
     return text.replace("−", "-").replace("∞", "inf").replace("…", "...").replace("·", "*")
 
 
-UNICODE = Style(0, " ∘ ", " ⊘ ", "−", "ᵀ", "^%d", ("(", ")"), ("⟨", "⟩"), _unicode, str, str)
+UNICODE = Style(0, " ∘ ", " ⊘ ", "−", "ᵀ", " · ", ("(", ")"), ("⟨", "⟩"), _unicode, str, str)
 TEX = Style(
-    1, r" \circ ", r" \oslash ", "-", r"\top", "^{%d}",
+    1, r" \circ ", r" \oslash ", "-", r"\top", r" \cdot ",
     (r"\left(", r"\right)"), (r"\langle ", r" \rangle"), _tex, _tex_call, _tex_constant,
 )  # fmt: skip
-ASCII = Style(2, " o ", " / ", "-", "^T", "^%d", ("(", ")"), ("<", ">"), _ascii, str, _ascii_constant)
+ASCII = Style(2, " o ", " / ", "-", "^T", " * ", ("(", ")"), ("<", ">"), _ascii, str, _ascii_constant)
 STYLES = {"unicode": UNICODE, "tex": TEX, "ascii": ASCII}
 
 
@@ -177,15 +176,13 @@ def _spell(node: Node, style: Style) -> tuple[str, int]:
                 out += f" {style.minus if sign < 0 else '+'} {text}"
             return out, SUM
         case Product(scalars, factors):
-            return _juxtaposed([at_least(f, ATOM) for f in (*scalars, *factors)]), PRODUCT
+            return _juxtaposed([at_least(f, ATOM) for f in (*scalars, *factors)], style), PRODUCT
         case Hadamard(factors):
             return style.circ.join(at_least(f, ATOM) for f in factors), ENTRYWISE
         case Quotient(top, bottom):
             return style.slash.join((at_least(top, ATOM), at_least(bottom, ATOM))), ENTRYWISE
         case Transpose(of):
             return _raise(at_least(of, ATOM), style), ATOM
-        case Power(base, exponent):
-            return at_least(base, ATOM) + style.power % exponent, ATOM
         case Call(name, args):
             return _call(name, list(args), style)
         case Item(call, name, told):
@@ -193,11 +190,11 @@ def _spell(node: Node, style: Style) -> tuple[str, int]:
     raise TypeError(f"no spelling for {type(node).__name__}")
 
 
-def _juxtaposed(texts: list[str]) -> str:
+def _juxtaposed(texts: list[str], style: Style) -> str:
     """Side by side; two numbers with a dot between them."""
     out = texts[0]
     for before, text in itertools.pairwise(texts):
-        out += (" · " if before[-1:].isdigit() and text[:1].isdigit() else " ") + text
+        out += (style.dot if before[-1:].isdigit() and text[:1].isdigit() else " ") + text
     return out
 
 

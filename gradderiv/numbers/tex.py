@@ -186,7 +186,8 @@ class Tex(System):
 
     def _piece(self, x: Number, func: Any, out: Number, *args: Any) -> TexTensor:
         name = func._schema.name.split("::")[1].replace("view", "reshape")
-        return self.named(Call(name, (x.note, *(Constant(str(a)) for a in args))), out.main)
+        shown = (Constant(str(a).replace("-", "−")) for a in args)
+        return self.named(Call(name.removeprefix("_unsafe_"), (x.note, *shown)), out.main)
 
     def structured(self, func: Any, sources: list[Number], args: Any, out: Number) -> Number:
         if func in (aten.clone.default, aten.contiguous.default):
