@@ -7,13 +7,14 @@ in which no entry shows anything is ``vacuous``: refused, not passed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradderiv.checks.diagnose import diagnose
+from gradderiv.checks.diagnose import Layout, diagnose
 
 MULTIPLE = (
     8.0  # of the standard deviation of the rounding error; measured in tests/checks/test_false_alarms.py
@@ -36,7 +37,13 @@ class Comparison:
 
 
 def compare(
-    value: Tensor, reference: Tensor, tolerance: Tensor, *, zero: bool = False, n_heads: int | None = None
+    value: Tensor,
+    reference: Tensor,
+    tolerance: Tensor,
+    *,
+    zero: bool = False,
+    n_heads: int | None = None,
+    layout: Layout | None = None,
 ) -> Comparison:
     """Compare entry by entry: |value − reference| ≤ tolerance.
 
@@ -46,29 +53,26 @@ def compare(
         tolerance: for every entry.
         zero: the reference is known to be exactly zero, so that a small value is right and not vacuous.
         n_heads: lets a failure be located in a head.
+        layout: the same where more is known: on which axis the heads lie, which rows may attend to nothing.
     """
     if value.shape != reference.shape:
         detail = f"the shape is {tuple(value.shape)}, should be {tuple(reference.shape)}"
-        return Comparison("fail", float("inf"), float("inf"), float(tolerance.max()), None, detail)
+        return Comparison("fail", math.inf, math.inf, float(tolerance.max()), None, detail)
     value, reference = value.detach().double(), reference.detach().double()
-    tolerance = tolerance.detach().expand(reference.shape)
-    error = (value - reference).abs()
-    wrong = ~(error <= tolerance)  # NaN is wrong
+    tolerance = tolerance.detach().expand(reference.shape).nan_to_num(nan=math.inf, posinf=math.inf)
+    error = (value - reference).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    wrong = (error > tolerance) | ~torch.isfinite(value)
     size = float(reference.abs().max())
-    worst = int(
-        torch.where(wrong, (error / tolerance.clamp(min=1e-300)).nan_to_num(nan=torch.inf), -1.0).argmax()
-    )
-    if not wrong.any():
-        worst = int(error.argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), reference.shape))
+    index = _worst(error, tolerance, wrong)
     measures: dict[str, Any] = {
-        "max_abs_error": float(error.nan_to_num(nan=torch.inf).max()),
-        "max_rel_error": float(error.nan_to_num(nan=torch.inf).max()) / size if size else 0.0,
-        "tolerance": float(tolerance.nan_to_num(nan=torch.inf).max()),
+        "max_abs_error": float(error.max()),
+        "max_rel_error": float(error.max()) / size if size else 0.0,
+        "tolerance": float(tolerance.max()),
         "worst_index": index,
     }
     if wrong.any():
-        return Comparison("fail", **measures, detail=diagnose(value, reference, wrong, index, n_heads))
+        detail = diagnose(value, reference, wrong, index, tolerance, layout or Layout(n_heads))
+        return Comparison("fail", **measures, detail=detail)
     if zero:
         return Comparison("pass", **measures, detail="exactly zero, and is")
     shown = int((reference.abs() > tolerance).sum())
@@ -78,3 +82,11 @@ def compare(
     return Comparison(
         "pass", **measures, detail=f"{shown} of {reference.numel()} entries above their rounding error"
     )
+
+
+def _worst(error: Tensor, tolerance: Tensor, wrong: Tensor) -> tuple[int, ...]:
+    """The wrong entry that exceeds its tolerance by the largest factor; where none is wrong, the one with the largest error."""
+    if bool(wrong.any()):
+        excess = torch.where(wrong, (error / tolerance).nan_to_num(nan=math.inf, posinf=math.inf), -1.0)
+        error = torch.where(excess == excess.max(), error, -1.0)
+    return tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,10 @@ class Call:
         out = self.function(**values) if self.by_name else self.function(*values.values())
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
-    def on(self, make: Callable[[Tensor], Tensor], constant: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The floating inputs as other numbers: the differentiated ones, and the constants among them."""
-        return {
-            name: make(x) if name in self.moving else constant(x)
-            for name, x in self.values.items()
-            if isinstance(x, Tensor) and x.dtype.is_floating_point
-        }
+    def constants(self) -> dict[str, Tensor]:
+        """The floating inputs that are not differentiated."""
+        given = {n: x for n, x in self.values.items() if isinstance(x, Tensor) and n not in self.moving}
+        return {name: x for name, x in given.items() if x.dtype.is_floating_point}
 
 
 # ---------------------------------------------------------------- running it on other numbers
@@ -80,37 +77,40 @@ class Call:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Outputs with the history that reverse mode needs, and the leaves to differentiate by."""
+    """Outputs with the history that reverse mode needs, the leaves to differentiate by, and the types that results were cast to."""
 
     outputs: list[Tensor]
     leaves: dict[str, Tensor]
+    casts: set[torch.dtype]
     values: Callable[[], Values]
 
-    def gradients(self, cotangents: list[Tensor | None]) -> dict[str, Tensor | None]:
+    def gradients(self, cotangents: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
         """Of Σ ⟨dY, Y⟩ by every leaf; None for a leaf that no output depends on."""
-        pairs = [
-            (y, g)
-            for y, g in zip(self.outputs, cotangents, strict=True)
-            if g is not None and y.requires_grad
-        ]
+        given = zip(self.outputs, cotangents, strict=True)
+        pairs = [(y, g) for y, g in given if g is not None and y.requires_grad]
         if not pairs:
             return dict.fromkeys(self.leaves)
         outputs, grads = zip(*pairs, strict=True)
+        leaves = list(self.leaves.values())
         with self.values(), plain_kernels():
-            found = torch.autograd.grad(
-                outputs, list(self.leaves.values()), grads, retain_graph=True, allow_unused=True
-            )
+            found = torch.autograd.grad(outputs, leaves, grads, retain_graph=True, allow_unused=True)
         return dict(zip(self.leaves, found, strict=True))
 
 
-def record(call: Call, make: Callable[[Tensor], Tensor], values: type[Values] | None = None) -> Recorded:
-    """Run the function on a tape of the numbers that ``make`` makes of a tensor."""
-    tape = Tape()
-    values = values or Values
+def record(
+    call: Call,
+    make: Callable[[Tensor], Tensor],
+    constant: Callable[[Tensor], Tensor] | None = None,
+    values: Callable[..., Values] | None = None,
+) -> Recorded:
+    """Run the function on a tape: of the numbers that ``make`` makes of what is differentiated, and ``constant`` of what is not."""
+    tape, fixed = Tape(), constant or make
     leaves = {name: make(call.values[name]).requires_grad_() for name in call.moving}
-    inputs = call.on(lambda x: x, lambda x: tape.make(make(x))) | {n: tape.make(x) for n, x in leaves.items()}
-    outputs = run(call, inputs, lambda x: tape.make(make(x)), values)
-    return Recorded([y.recorded if isinstance(y, TapeTensor) else y for y in outputs], leaves, values)
+    inputs = {name: tape.make(fixed(x)) for name, x in call.constants().items()}
+    inputs |= {name: tape.make(x) for name, x in leaves.items()}
+    outputs, casts = run(call, inputs, lambda x: tape.make(fixed(x)), values)
+    recorded = [y.recorded if isinstance(y, TapeTensor) else y for y in outputs]
+    return Recorded(recorded, leaves, casts, values or Values)
 
 
 def run(
@@ -118,8 +118,8 @@ def run(
     inputs: Mapping[str, Tensor],
     born: Callable[[Tensor], Tensor],
     values: Callable[..., Values] | None = None,
-) -> list[Tensor]:
-    """The function's floating outputs on Numbers.
+) -> tuple[list[Tensor], set[torch.dtype]]:
+    """The function's floating outputs on Numbers, and the types that it cast Numbers to.
 
     ``born`` makes a Number of a tensor that the function creates and later writes Numbers into. Which ones those are shows only when it
     writes: then the call starts again with the tensors born at that line made Numbers.
@@ -127,8 +127,8 @@ def run(
     lines: set[str] = set()
     while True:
         try:
-            with (values or Values)(born, lines), plain_kernels(), torch.no_grad():
-                return call(inputs)
+            with (values or Values)(born, lines) as mode, plain_kernels(), torch.no_grad():
+                return call(inputs), mode.casts
         except BornHere as found:
             if found.line in lines or len(lines) >= ENOUGH:
                 raise _written_elsewhere() from found
@@ -158,18 +158,17 @@ class BornHere(Exception):
 # ---------------------------------------------------------------- what other people's code does
 
 
-class Values(TorchDispatchMode):
+class Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Operations that have a meaning on numbers with a value (floats on a tape, duals, rounding), and none on others.
 
     Comparisons read the value. Float to float casts do nothing, so that a function that computes in float32 inside is differentiated in float64; an ordinary
     tensor that meets a tape of floats is widened to float64. ``max`` along an axis is ``amax`` and a position.
     """
 
-    def __init__(
-        self, born: Callable[[Tensor], Tensor] | None = None, lines: set[str] | None = None
-    ) -> None:
-        super().__init__()
+    def __init__(self, born: Callable[[Tensor], Tensor] | None = None, lines: set[str] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.born, self.lines = born, lines or set()
+        self.casts: set[torch.dtype] = set()
         self.origin: dict[int, str] = {}
         self.alive: list[Tensor] = []  # storages must not be given away while their origins are remembered
 
@@ -179,6 +178,9 @@ class Values(TorchDispatchMode):
         if not numbers:
             return self._ordinary(func, args, kwargs)
         self._writes(func, args, kwargs)
+        dtype = kwargs.get("dtype")
+        if func is aten._to_copy.default and isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            self.casts.add(dtype)
         if func in COMPARISONS and all(_has_value(x) for x in numbers):
             return func(*tree_map_only(Number, value_of, args), **kwargs)
         if func is aten.max.default:
@@ -212,6 +214,7 @@ class Values(TorchDispatchMode):
             return out
         line = calling_line()
         if line in self.lines:
+            self.casts.add(out.dtype)  # what is written into it is rounded to its type
             return self.born(out)
         self.origin[_storage(out)] = line
         self.alive.append(out)
@@ -236,12 +239,12 @@ def answer(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     A tape puts torch's dispatch state back to what it was when the operation arrived, and then there was a mode in place; so there must be one.
     """
     if any(isinstance(x, TapeTensor) for x in tree_leaves((args, kwargs))):
-        with Through():
+        with Through():  # type: ignore[no-untyped-call]
             return TapeTensor.__torch_dispatch__(func, types, args, kwargs)
     return func(*args, **kwargs)
 
 
-class Through(TorchDispatchMode):
+class Through(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 

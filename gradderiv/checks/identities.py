@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from gradderiv.checks.catalog import Rule
-from gradderiv.checks.exact import Pairs
 from gradderiv.checks.problems import Problem
 from gradderiv.numbers.field import Field
 
@@ -134,9 +133,12 @@ IDENTITIES: dict[str, Identity] = {
 }
 
 
-def identities(rule: Rule, problem: Problem, field: Field) -> Pairs:
-    """All identities that apply, as pairs over the field."""
+def identities(rule: Rule, problem: Problem, field: Field) -> Mapping[str, tuple[Tensor | None, Tensor]]:
+    """All identities that apply, as pairs over the field; of gradients that are missing or misshapen, these beside their arguments."""
     case = Case(rule, problem, field)
+    fits = {name: name in case.g and case.g[name].shape == x.shape for name, x in case.args.items()}
+    if not all(fits.values()):
+        return {name: (case.g.get(name), case.args[name]) for name, fit in fits.items() if not fit}
     pairs: dict[str, Any] = {}
     for identity in IDENTITIES.values():
         pairs |= identity(case)

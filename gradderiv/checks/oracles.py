@@ -17,7 +17,7 @@ from torch import Tensor
 from gradderiv.checks import tolerance
 from gradderiv.checks.catalog import Rule
 from gradderiv.checks.compare import Comparison, compare
-from gradderiv.checks.diagnose import place
+from gradderiv.checks.diagnose import Layout, place
 from gradderiv.checks.differences import finite_differences
 from gradderiv.checks.exact import Outcome, Pairs, exactly
 from gradderiv.checks.identities import aliasing, identities
@@ -33,6 +33,8 @@ from gradderiv.rules import blockdiag
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 Args = Mapping[str, Tensor]
 Oracle = Callable[..., list[Record]]
+# As Pairs, with a gradient that is missing or misshapen.
+Found = Mapping[str, tuple[Tensor | None, Tensor]]
 
 
 def forward(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
@@ -109,14 +111,18 @@ def dual(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **
     """
     options = problem.on(device)
 
-    def run(field: Field) -> Pairs:
+    def run(field: Field) -> Found:
         args, dY = problem.draw(lambda _name, shape: field.random(*shape))
         dots = {name: field.random(*x.shape) for name, x in args.items()}
         gradients = rule.gradients(args, options, dY)
         pairs: dict[str, Any] = {}
         for name in args:
             Y = rule.value(_moving(args, {name: dots[name]}), options)
-            pairs[name] = ((gradients[name] * dots[name]).sum(), (_tangent(Y) * dY).sum())
+            g = gradients.get(name)
+            if g is None or g.shape != args[name].shape:
+                pairs[name] = (g, args[name])
+            else:
+                pairs[name] = ((g * dots[name]).sum(), (_tangent(Y) * dY).sum())
         if rule.tangent is not None:
             pairs["jvp"] = (
                 rule.tangent(args, options, dots),
@@ -142,7 +148,7 @@ def field(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", *
     )
 
 
-def field_pairs(rule: Rule, problem: Problem, numbers: Field) -> Pairs:
+def field_pairs(rule: Rule, problem: Problem, numbers: Field) -> Found:
     """The rule's value and gradients beside those of the textbook forward, at a random point of the field."""
     options = problem.on(numbers.device)
     args, dY = problem.draw(lambda _name, shape: numbers.random(*shape))
@@ -152,7 +158,7 @@ def field_pairs(rule: Rule, problem: Problem, numbers: Field) -> Pairs:
         reference = torch.autograd.grad(Y, list(leaves.values()), dY, materialize_grads=True)
     value = rule.gradients(args, options, dY)
     pairs: dict[str, Any] = {"Y": (rule.value(args, options), Y.detach())}
-    return pairs | {name: (value[name], g) for name, g in zip(leaves, reference, strict=True)}
+    return pairs | {name: (value.get(name), g) for name, g in zip(leaves, reference, strict=True)}
 
 
 def second_order(
@@ -171,12 +177,12 @@ def second_order(
         gradients = torch.autograd.grad(Y, list(leaves.values()), cotangent, materialize_grads=True)
         return {name: _tangent(g) for name, g in zip(leaves, gradients, strict=True)}
 
-    def run(numbers: Field) -> Pairs:
+    def run(numbers: Field) -> Found:
         args, dY = problem.draw(lambda _name, shape: numbers.random(*shape))
         dots, dY_dot = problem.draw(lambda _name, shape: numbers.random(*shape))
         expected = reference(args, dY, dY_dot, dots)
         value = second(args, options, dY, dY_dot, dots)
-        return {name: (value[name], expected[name]) for name in args}
+        return {name: (value.get(name), expected[name]) for name in args}
 
     records = exact_records(rule, problem, "second order", run, seed, device)
     args, dY = problem.floats(seed, torch.float64, device=device)
@@ -185,7 +191,7 @@ def second_order(
     allowed = tolerance.of_second_order(_textbook(problem, options), args, dY, dY_dot, dots, torch.float64)
     value = second(args, options, dY, dY_dot, dots)
     for name in args:
-        found = _compare(problem, name, value[name], expected[name], allowed[name])
+        found = _compare(problem, name, value.get(name), expected[name], allowed[name])
         records.append(_float(rule, problem, name, "second order", torch.float64, found))
     return records
 
@@ -202,6 +208,11 @@ def sympy(rule: Rule, problem: Problem, seed: int = 0, **_: Any) -> list[Record]
     value = rule.gradients(args, problem.options, dY)
     records = []
     for name, x in args.items():
+        if (misfit := _misfit(value.get(name), x)) is not None:
+            records.append(
+                Record(rule.name, problem.name, name, "sympy", "symbol", "SymPy", "fail", detail=misfit)
+            )
+            continue
         expected = [sp.diff(loss, s) for s in numbers.entries(x).reshape(-1)]
         entries = list(numbers.entries(value[name]).reshape(-1))
         decide = Rational(*expected, *entries)
@@ -210,7 +221,7 @@ def sympy(rule: Rule, problem: Problem, seed: int = 0, **_: Any) -> list[Record]
         found = torch.tensor(wrong).reshape(x.shape)
         now = time.perf_counter()
         detail = (
-            f"{int(found.sum())} of {found.numel()} entries differ{place(found, _heads(problem))}"
+            f"{int(found.sum())} of {found.numel()} entries differ{place(found, _layout(problem, name))}"
             if any(wrong)
             else "identically zero" if zero else f"{found.numel()} differences brought to 0"
         )  # fmt: skip
@@ -233,11 +244,12 @@ def block_diagonal(
     if not plain or rule.name == "blockdiag" or "n_kv_heads" in options:
         return []
 
-    def run(numbers: Field) -> Pairs:
+    def run(numbers: Field) -> Found:
         args, dY = problem.draw(lambda _name, shape: numbers.random(*shape))
         value = rule.gradients(args, options, dY)
         return {
-            name: (value[name], getattr(blockdiag, f"grad_{name}")(**args, dY=dY, **options)) for name in args
+            name: (value.get(name), getattr(blockdiag, f"grad_{name}")(**args, dY=dY, **options))
+            for name in args
         }
 
     return exact_records(rule, problem, "blockdiag", run, seed, device)
@@ -294,8 +306,31 @@ def _tangent(Y: Tensor) -> Tensor:
     return Y.tangent
 
 
-def _heads(problem: Problem) -> int | None:
-    return problem.options.get("n_heads")
+def _layout(problem: Problem, name: str) -> Layout:
+    """On which axis of an argument, or of its gradient, the heads lie, and which rows may attend to nothing."""
+    options, shape = problem.options, problem.shapes.get(name, ())
+    mask = options.get("mask")
+    masked: tuple[int, ...] = ()
+    if mask is not None and name in ("X", "Q", "S", "bias", "Y", "jvp"):
+        masked = tuple((~mask.any(-1)).nonzero().flatten().tolist()) if mask.dim() == 2 else ()
+    if problem.rule == "attention" and len(shape) > 2:
+        return Layout(shape[-3], -3, masked)
+    n_heads = options.get("n_heads")
+    n_kv_heads = options.get("n_kv_heads") or n_heads
+    if name in ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V"):
+        return Layout(n_heads if name.endswith("Q") else n_kv_heads, -1)
+    if name in ("W_O", "bias"):
+        return Layout(n_heads, -2 if name == "W_O" else -3, masked)
+    return Layout(masked=masked)
+
+
+def _misfit(value: Tensor | None, expected: Tensor) -> str | None:
+    """Why a gradient cannot be compared at all."""
+    if value is None:
+        return "no gradient was returned"
+    if value.shape != expected.shape:
+        return f"the shape is {tuple(value.shape)}, should be {tuple(expected.shape)}"
+    return None
 
 
 def _first(wrong: Tensor) -> tuple[int, ...] | None:
@@ -306,8 +341,8 @@ def _compare(
     problem: Problem, name: str, value: Tensor | None, expected: Tensor, allowed: Tensor
 ) -> Comparison:
     if value is None:
-        return Comparison("fail", float("inf"), float("inf"), 0.0, None, "no gradient was returned")
-    return compare(value, expected, allowed, zero=name in problem.zeros, n_heads=_heads(problem))
+        return Comparison("fail", float("inf"), float("inf"), 0.0, None, str(_misfit(None, expected)))
+    return compare(value, expected, allowed, zero=name in problem.zeros, layout=_layout(problem, name))
 
 
 def _float(
@@ -324,30 +359,45 @@ def exact_records(
     rule: Rule,
     problem: Problem,
     oracle: str,
-    run: Callable[[Field], Pairs],
+    run: Callable[[Field], Found],
     seed: int,
     device: str,
     *,
     lanes: int = 2,
 ) -> list[Record]:
-    """The outcome over the field of every pair that ``run`` returns, as records."""
+    """The outcome over the field of every pair that ``run`` returns, as records; a gradient that is missing or misshapen fails."""
     start = time.perf_counter()
-    outcomes = exactly(run, seed=seed, device=device, lanes=lanes)
+    misfits: dict[str, str] = {}
+
+    def fitting(numbers: Field) -> Pairs:
+        pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, (value, expected) in run(numbers).items():
+            misfit = _misfit(value, expected)
+            if value is None or misfit is not None:
+                misfits[name] = str(misfit)
+            else:
+                pairs[name] = (value, expected)
+        return pairs
+
+    outcomes = exactly(fitting, seed=seed, device=device, lanes=lanes)
     seconds = (time.perf_counter() - start) / max(len(outcomes), 1)
     return [
+        Record(rule.name, problem.name, name, oracle, "field", "F_p", "fail", detail=misfit)
+        for name, misfit in misfits.items()
+    ] + [
         Record(
             rule.name, problem.name, name, oracle, "field", f"F_p, {o.lanes} lanes", "pass" if o.equal else "fail",
             worst_index=_first(o.wrong | o.moved), failure_probability=2.0**o.log2_failure, seconds=seconds,
-            detail=_say(o, problem),
+            detail=_say(o, _layout(problem, name)),
         )
         for name, o in outcomes.items()
     ]  # fmt: skip
 
 
-def _say(o: Outcome, problem: Problem) -> str:
+def _say(o: Outcome, layout: Layout) -> str:
     if o.equal:
         return "identically zero" if o.zero else f"{o.wrong.numel()} entries equal"
     if bool(o.moved.any()):
         return f"{int(o.moved.sum())} entries depend on the row shift under exp, which must cancel"
-    text = f"{int(o.wrong.sum())} of {o.wrong.numel()} entries differ{place(o.wrong, _heads(problem))}"
+    text = f"{int(o.wrong.sum())} of {o.wrong.numel()} entries differ{place(o.wrong, layout)}"
     return f"{text}; every entry is {o.factor} × the right one" if o.factor else text

@@ -5,47 +5,34 @@ from __future__ import annotations
 import html
 import io
 import math
-from collections.abc import Iterable
+import re
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from gradderiv.checks.report import Record, Report
 
-SHORT = {
-    "forward": "forw.", "autograd": "autog.", "finite differences": "finite", "dual": "dual", "field": "field",
-    "second order": "2nd", "sympy": "sympy", "blockdiag": "block", "identities": "ident.",
-    "torch layer": "layer", "full size": "size", "published": "publ.", "tape": "tape",
-}  # fmt: skip
+WIDTH = 80
+SHOWN = 8  # failures spelled out; the rest is counted
 ARGUMENTS = (
-    "X",
-    "X_kv",
-    "W_Q",
-    "W_K",
-    "W_V",
-    "W_O",
-    "b_Q",
-    "b_K",
-    "b_V",
-    "b_O",
-    "Q",
-    "K",
-    "V",
-    "bias",
-    "S",
-    "W",
-    "b",
-)
+    "X", "X_kv", "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "Q", "K", "V", "bias", "S", "W", "b",
+)  # fmt: skip
+INDENT = " " * 6
+
+Spell = Callable[[str], str]
 
 
-def render(report: Report, *, color: bool = False, width: int = 80, ascii_only: bool = False) -> str:
+def render(report: Report, *, color: bool = False, width: int = WIDTH, ascii_only: bool = False) -> str:
     """The report as text."""
     stream = io.StringIO()
     console = Console(
-        file=stream, width=width, force_terminal=color, no_color=not color, highlight=False, safe_box=True
-    )
-    console.print(table(report, ascii_only=ascii_only))
+        file=stream, width=width, force_terminal=color, color_system="standard" if color else None,
+        no_color=not color, highlight=False,
+    )  # fmt: skip
+    console.print(table(report, ascii_only=ascii_only, width=width))
     return stream.getvalue().rstrip("\n")
 
 
@@ -54,65 +41,76 @@ def render_html(report: Report) -> str:
     return f"<pre style='line-height:1.2'>{html.escape(render(report))}</pre>"
 
 
-def table(report: Report, *, ascii_only: bool = False) -> RenderableType:
-    """The report as something rich prints: a table of rules and oracles, what failed, and the verdict."""
-    yes, no, dot = ("ok", "FAIL", "-") if ascii_only else ("✓", "✗", "·")
+def table(report: Report, *, ascii_only: bool = False, width: int = WIDTH) -> RenderableType:
+    """The report as something rich prints: a table of oracles and rules, what failed, and the verdict."""
+    spell: Spell = ascii_text if ascii_only else str
+    width = max(40, min(width, WIDTH))
+    parts: list[RenderableType] = [*_grid(report, spell, width, ascii_only)]
+    for line in _by_number(report):
+        parts += _wrapped(spell(line), width, hanging=" " * 8)
+    found = _grouped([*report.failures, *report.vacuous])
+    for group in found[:SHOWN]:
+        parts += [Text(""), *_located(group, spell, width)]
+    if len(found) > SHOWN:
+        more = sum(map(len, found[SHOWN:]))
+        parts += [Text(""), Text(spell(f"… and {more} more in other places; --json FILE has them all"))]
+    parts += [Text(""), *_verdict(report, spell, width)]
+    return Group(*parts)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _grid(report: Report, spell: Spell, width: int, ascii_only: bool) -> Iterator[Text]:
+    """Oracles down, rules across; in several blocks where the rules do not fit beside each other."""
+    rules = list(dict.fromkeys(r.rule for r in report.records))
     oracles = list(dict.fromkeys(r.oracle for r in report.records))
-    grid = Table(box=None, pad_edge=False, padding=(0, 1))
-    grid.add_column("rule")
-    for oracle in oracles:
-        grid.add_column(SHORT.get(oracle, oracle), justify="right", no_wrap=True)
-    for rule in dict.fromkeys(r.rule for r in report.records):
-        cells = [_cell(report.select(rule=rule, oracle=o), yes, no, dot) for o in oracles]
-        grid.add_row(rule, *cells)
-    parts: list[RenderableType] = [grid, Text("")]
-    parts += [Text(line) for line in _by_number(report)]
-    for record in [*report.failures, *report.vacuous][:12]:
-        parts += [Text(""), _located(record)]
-    more = len(report.failures) + len(report.vacuous) - 12
-    if more > 0:
-        parts.append(Text(f"… and {more} more; --json FILE has them all"))
-    parts += [Text(""), _verdict(report)]
-    return _plain(Group(*parts), ascii_only)
+    first = max((len(spell(o)) for o in oracles), default=0)
+    cells = {(o, r): _cell(report.select(rule=r, oracle=o), ascii_only) for o in oracles for r in rules}
+    names = {r: _short(spell(r), width - first - 2) for r in rules}
+    columns = {r: max(len(names[r]), *(len(cells[o, r][0]) for o in oracles)) for r in rules}
+    for block in _blocks(columns, width - first):
+        yield Text(" " * first + "".join(f"  {names[r]:>{columns[r]}}" for r in block), style="bold")
+        for oracle in oracles:
+            line = Text(f"{spell(oracle):{first}}")
+            for rule in block:
+                shown, style = cells[oracle, rule]
+                line.append("  ").append(f"{shown:>{columns[rule]}}", style=style)
+            yield line
+        yield Text("")
 
 
-def _plain(group: Group, ascii_only: bool) -> RenderableType:
-    if not ascii_only:
-        return group
-    stream = io.StringIO()
-    Console(file=stream, width=80, no_color=True, highlight=False).print(group)
-    text = stream.getvalue().rstrip("\n")
-    for glyph, plain in {
-        "·": "-",
-        "≤": "<=",
-        "⁻": "-",
-        "×": "x",
-        "√": "sqrt ",
-        "∂": "d",
-        "θ": "theta",
-        "…": "...",
-    }.items():
-        text = text.replace(glyph, plain)
-    return Text(text.encode("ascii", "replace").decode())
+def _blocks(columns: dict[str, int], width: int) -> Iterator[list[str]]:
+    block: list[str] = []
+    left = width
+    for name, size in columns.items():
+        if block and size + 2 > left:
+            yield block
+            block, left = [], width
+        block.append(name)
+        left -= size + 2
+    if block:
+        yield block
 
 
-def _cell(records: list[Record], yes: str, no: str, dot: str) -> Text:
+def _cell(records: list[Record], ascii_only: bool) -> tuple[str, str]:
+    yes, no, nothing = ("ok", "FAIL", "-") if ascii_only else ("✓", "✗", "·")
     if not records:
-        return Text(dot, style="dim")
+        return nothing, "dim"
     wrong = sum(r.verdict == "fail" for r in records)
     if wrong:
-        return Text(f"{no} {wrong}", style="bold red")
+        return f"{no} {wrong}", "bold red"
     unsaid = sum(r.verdict == "vacuous" and not r.expected for r in records)
     if unsaid:
-        return Text(f"? {unsaid}", style="yellow")
-    return Text(f"{yes} {len(records)}", style="green")
+        return f"? {unsaid}", "yellow"
+    return f"{yes} {sum(r.verdict == 'pass' for r in records)}", "green"
 
 
-def _by_number(report: Report) -> Iterable[str]:
+def _by_number(report: Report) -> Iterator[str]:
     """One line for each kind of number: what it says, and how surely."""
     for number in dict.fromkeys(r.number for r in report.records):
         records = report.select(number=number)
-        line = f"{number:7} {len(records):5} comparisons"
+        line = f"{number:7} {len(records):5} comparison{'' if len(records) == 1 else 's'}"
         if number == "field":
             probability = max(r.failure_probability or 0.0 for r in records)
             line += f", exact; a wrong one passes with probability ≤ {power_of_two(probability)}"
@@ -134,34 +132,101 @@ def power_of_two(probability: float) -> str:
     return "2" + str(math.ceil(math.log2(probability) - 1e-9)).translate(digits)
 
 
-def _located(record: Record) -> Text:
-    word = "FAIL" if record.verdict == "fail" else "VOID"
-    style = "bold red" if record.verdict == "fail" else "yellow"
-    head = Text.assemble(
-        (f"{word}  ", style), f"{record.rule} · {record.argument} · {record.dtype} · {record.oracle}"
-    )
-    body = f"problem {record.problem}. {record.detail}"
+# ---------------------------------------------------------------- what failed
+
+
+def _grouped(records: list[Record]) -> list[list[Record]]:
+    """Records of the same place (verdict, rule, argument) together, the one that says most first: a float's has the numbers."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for r in records:
+        groups.setdefault((r.verdict, r.rule, r.argument), []).append(r)
+    return [sorted(group, key=lambda r: r.number != "float") for group in groups.values()]
+
+
+def _located(group: list[Record], spell: Spell, width: int) -> Iterator[Text]:
+    record, others = group[0], group[1:]
+    word, style = ("FAIL", "bold red") if record.verdict == "fail" else ("VOID", "yellow")
+    head = f"{word}  {record.rule} · {record.argument} · {record.dtype} · {record.oracle}"
+    first, *rest = _wrapped(spell(head), width, hanging=INDENT)
+    first.stylize(style, 0, len(word))
+    yield from (first, *rest)
+    yield from _wrapped(spell(f"problem {record.problem}. {record.detail}"), width, INDENT, INDENT)
+    if others:
+        oracles = ", ".join(dict.fromkeys(r.oracle for r in others))
+        verb = "do" if len(others) > 1 else "does"
+        text = f"So {verb} {len(others)} more of {record.argument}, by {oracles}."
+        yield from _wrapped(spell(text), width, INDENT, INDENT)
     if record.replay:
-        body += f"\nreplay: {record.replay}"
-    return Text.assemble(head, "\n", *(_indented(body)))
+        yield from _command(spell(f"replay: {record.replay}"), width)
 
 
-def _indented(text: str, width: int = 74) -> Iterable[str]:
-    import textwrap
+def _command(text: str, width: int) -> Iterator[Text]:
+    """A command that can be pasted: broken where a shell reads on."""
+    lines = textwrap.wrap(text, width - len(INDENT) - 2, break_long_words=False, break_on_hyphens=False)
+    for i, line in enumerate(lines):
+        yield Text((INDENT if i == 0 else INDENT + "  ") + line + (" \\" if i < len(lines) - 1 else ""))
 
-    for paragraph in text.split("\n"):
-        for line in textwrap.wrap(paragraph, width, break_long_words=False, break_on_hyphens=False):
-            yield f"      {line}\n"
 
-
-def _verdict(report: Report) -> Text:
+def _verdict(report: Report, spell: Spell, width: int) -> Iterator[Text]:
     passed = sum(r.verdict == "pass" for r in report.records)
     declared = sum(r.verdict == "vacuous" and r.expected for r in report.records)
-    words = {
-        "pass": ("PASS", "bold green", f"{passed} comparisons hold"),
-        "fail": ("FAIL", "bold red", f"{len(report.failures)} of {len(report.records)} comparisons fail"),
-        "vacuous": ("VOID", "bold yellow", f"{len(report.vacuous)} of {len(report.records)} show nothing"),
-    }
-    word, style, text = words[report.verdict]
-    tail = f"; {declared} vacuous, as declared" if declared else ""
-    return Text.assemble((word, style), f"  {text}{tail}. seed {report.seed}, {report.seconds:.1f} s")
+    total = _count(len(report.records), "comparison")
+    if report.failures:
+        word, style = "FAIL", "bold red"
+        text = f"{len(report.failures)} of {total} {'fails' if len(report.failures) == 1 else 'fail'}"
+    elif report.vacuous:
+        word, style, text = "VOID", "bold yellow", f"{len(report.vacuous)} of {total} show nothing"
+    elif not passed:
+        word, style = "VOID", "bold yellow"
+        text = (
+            "nothing was shown"
+            if declared
+            else "nothing was compared: no oracle chosen applies to a problem chosen"
+        )
+    else:
+        word, style = "PASS", "bold green"
+        text = f"{_count(passed, 'comparison')} {'holds' if passed == 1 else 'hold'}"
+    if declared:
+        text += f"; {declared} vacuous, as declared"
+    first, *rest = _wrapped(
+        spell(f"{word}  {text}. seed {report.seed}, {report.seconds:.1f} s"), width, hanging=INDENT
+    )
+    first.stylize(style, 0, len(word))
+    yield from (first, *rest)
+
+
+# ---------------------------------------------------------------- words
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def _short(name: str, width: int) -> str:
+    return name if len(name) <= width else f"{name[: width - 3]}..."
+
+
+def _wrapped(text: str, width: int, first: str = "", hanging: str = "") -> Iterable[Text]:
+    for i, paragraph in enumerate(text.split("\n")):
+        lines = textwrap.wrap(
+            paragraph, width - 1, initial_indent=hanging if i else first, subsequent_indent=hanging,
+            break_on_hyphens=False, drop_whitespace=True,
+        )  # fmt: skip
+        yield from map(Text, lines)
+
+
+SPELLED = {
+    "·": "-", "≤": "<=", "≥": ">=", "≠": "!=", "×": "x", "√": "sqrt ", "∂": "d", "…": "...", "⟨": "<", "⟩": ">", "−": "-", "–": "-",
+    "→": "->", "∞": "inf", "θ": "theta", "τ": "tau", "δ": "delta", "ℓ": "loss", "Σ": "sum", "∘": "o", "±": "+-", "ᵀ": "^T", "′": "'",
+    "«": '"', "»": '"', "’": "'", "“": '"', "”": '"', "✓": "ok", "✗": "FAIL",
+}  # fmt: skip
+SUPERSCRIPTS = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
+
+
+def ascii_text(text: str) -> str:
+    """The same in ASCII: 2⁻⁴⁰ as 2^-40, ⟨dX, X⟩ as <dX, X>."""
+    text = re.sub("[⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(SUPERSCRIPTS), text)
+    for glyph, plain in SPELLED.items():
+        text = text.replace(glyph, plain)
+    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return text.encode("ascii", "replace").decode()

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-import tempfile
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,16 +126,20 @@ def merge(records: Iterable[Sequence[Record]]) -> list[Record]:
     return [r for part in records for r in part]
 
 
-def write_whole(file: str | os.PathLike[str], text: str) -> None:
-    """Write a file so that an interruption leaves the old one, or none, but no half."""
-    path = Path(file)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_whole(file: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file so that an interruption leaves the old one, or none, but no half. What is no file (a pipe, a device) is written to."""
+    path = Path(os.path.realpath(file))
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(name, path)
+        with open(part, "xb") as stream:
+            stream.write(data)
+        os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

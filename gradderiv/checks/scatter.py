@@ -26,7 +26,9 @@ RUNS = 16
 SMALLEST = 2.0**-36  # of the errors that are added: float64's own would drown in those of the runs themselves
 PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
 SUMS = {aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim}
-EXACT = VIEWS | STRUCTURE | {aten.where.self, aten.masked_fill.Scalar, aten.neg.default, aten._to_copy.default}
+EXACT = (
+    VIEWS | STRUCTURE | {aten.where.self, aten.masked_fill.Scalar, aten.neg.default, aten._to_copy.default}
+)
 
 
 def scatter(
@@ -40,14 +42,19 @@ def scatter(
     for k in range(RUNS):
         generator = torch.Generator().manual_seed(1000 * seed + k)
         noisy = partial(Noisy, dtype, added, generator)
-        for square, x, y in zip(squares, exact, _run(record(call, Tensor.double, noisy), cotangents), strict=True):
+        for square, x, y in zip(
+            squares, exact, _run(record(call, Tensor.double, values=noisy), cotangents), strict=True
+        ):
             square += (x - y).square()
-    found = [
-        ((s / RUNS).sqrt() * (u / added)).maximum(u * x.abs()) for s, x in zip(squares, exact, strict=True)
-    ]
+    found = [_at_least((s / RUNS).sqrt() * (u / added), x, u) for s, x in zip(squares, exact, strict=True)]
     count = len(found) - len(cotangents) * len(call.moving)
     outputs, gradients = found[:count], iter(found[count:])
     return [{name: next(gradients) for name in call.moving} for _ in cotangents], outputs
+
+
+def _at_least(sigma: Tensor, x: Tensor, u: float) -> Tensor:
+    """Not less than the roundoff of the entry itself, nor of a typical one: errors may cancel in this formula and not in another."""
+    return sigma.maximum(u * x.abs()).maximum(u * x.square().mean().sqrt())
 
 
 def _run(recorded: Recorded, cotangents: list[list[Tensor | None]]) -> list[Tensor]:
@@ -60,12 +67,10 @@ def _run(recorded: Recorded, cotangents: list[list[Tensor | None]]) -> list[Tens
     return out
 
 
-class Noisy(Values):
+class Noisy(Values):  # type: ignore[no-untyped-call]
     """Every operation is off by as much as rounding."""
 
-    def __init__(
-        self, dtype: torch.dtype, added: float, generator: torch.Generator, *args: Any
-    ) -> None:
+    def __init__(self, dtype: torch.dtype, added: float, generator: torch.Generator, *args: Any) -> None:
         super().__init__(*args)
         self.added, self.generator = added, generator
         ratio = torch.finfo(ACCUMULATED_IN.get(dtype, dtype)).eps / torch.finfo(dtype).eps
@@ -86,7 +91,7 @@ class Noisy(Values):
         if not isinstance(out, Number):
             return out + self._error(func, args, out) if self.backward else out
         error = self._error(func, args, out.main.detach())
-        with Through(), enable_reentrant_dispatch(), torch.enable_grad():
+        with Through(), enable_reentrant_dispatch(), torch.enable_grad():  # type: ignore[no-untyped-call]
             return out.system.wrap({"x": out.main + error}, None, torch.float64)
 
     def _error(self, func: Any, args: Any, out: Tensor) -> Tensor:

@@ -1,0 +1,188 @@
+"""What :func:`gradderiv.check` accepts: a function, its inputs, and what is refused before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradderiv.checks.candidate import in_words
+from gradderiv.checks.forward import Call
+from gradderiv.errors import DtypeError, InputError, message
+
+
+def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | None = None) -> Call:
+    """The function with named inputs.
+
+    Raises:
+        InputError: no tensor to differentiate by, NaN or infinite entries, names that do not fit.
+        DtypeError: a function that cannot be called, complex inputs.
+    """
+    if not callable(function):
+        raise DtypeError(
+            message(
+                "check needs a function of tensors",
+                type(function).__name__,
+                "the function was called already, and its output passed",
+                "gradderiv.check(f, inputs), not gradderiv.check(f(*inputs), inputs)",
+            )
+        )
+    name = getattr(function, "__qualname__", None) or type(function).__name__
+    by_name = isinstance(inputs, Mapping)
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
+    listed = list(inputs.values()) if by_name else list(inputs)
+    given = (
+        list(names) if names is not None else list(inputs) if by_name else _parameters(function, len(listed))
+    )
+    if len(given) != len(listed) or len(set(given)) != len(given):
+        raise InputError(
+            message(
+                "check needs one name for every input",
+                f"{len(listed)} inputs, names {given}",
+                "a name left out, or given twice",
+                "as many different names as inputs, in the order of the call",
+            )
+        )
+    values = dict(zip(given, listed, strict=True))
+    tensors = {n: x for n, x in values.items() if isinstance(x, Tensor)}
+    for n, x in tensors.items():
+        _require_usable(n, x)
+    floating = [n for n, x in tensors.items() if x.dtype.is_floating_point]
+    moving = [n for n in floating if tensors[n].requires_grad] or floating
+    if not moving:
+        raise InputError(
+            message(
+                "check needs a floating-point tensor to differentiate by",
+                ", ".join(f"{n} {_shown(x)}" for n, x in values.items()) or "no inputs",
+                "token numbers or masks only; they have no derivative",
+                "pass the tensors whose gradient you want, for example the embedded tokens",
+            )
+        )
+    detached = {n: x.detach() if isinstance(x, Tensor) else x for n, x in values.items()}
+    return Call(
+        function,
+        name.rpartition("<locals>.")[2].replace("<lambda>", "function"),
+        detached,
+        tuple(moving),
+        by_name,
+    )
+
+
+def cast(call: Call, dtype: torch.dtype) -> Call:
+    """The same with every floating input rounded to ``dtype``."""
+
+    def rounded(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.dtype.is_floating_point else x
+
+    return dataclasses.replace(call, values={name: rounded(x) for name, x in call.values.items()})
+
+
+def first_call(call: Call) -> tuple[Call, list[Tensor]]:
+    """The function called once, and again: it must work, return the same twice, and return floating tensors.
+
+    Returns:
+        the call with the positions of its floating outputs, and these outputs.
+
+    Raises:
+        InputError: it raises, returns no floating tensor, is random, or returns NaN or infinity.
+    """
+    try:
+        first, second = _outputs(call), _outputs(call)
+    except Exception as error:
+        raise InputError(
+            message(
+                f"check needs a function that can be called on its inputs: {call.name}",
+                in_words(error),
+                "inputs in another order, or module parameters in another precision than the inputs",
+                "call it yourself with these inputs first",
+            )
+        ) from error
+    floating = [k for k, y in enumerate(first) if isinstance(y, Tensor) and y.dtype.is_floating_point]
+    if not floating:
+        raise InputError(
+            message(
+                f"check needs a floating-point tensor among the outputs of {call.name}",
+                ", ".join(map(_shown, first)),
+                "a dictionary or an object with the tensors inside, or a function that returns nothing",
+                "wrap it: lambda *inputs: f(*inputs).logits",
+            )
+        )
+    for k in floating:
+        _require_output(call, k, first[k], second[k])
+    return dataclasses.replace(call, floating=tuple(floating)), [first[k] for k in floating]
+
+
+def _outputs(call: Call) -> list[Any]:
+    return call.all({n: x.clone() for n, x in call.values.items() if isinstance(x, Tensor)})
+
+
+def _require_usable(name: str, x: Tensor) -> None:
+    if x.dtype.is_complex:
+        raise DtypeError(
+            message(
+                "check needs real inputs",
+                f"{name} has dtype {x.dtype}",
+                "complex derivatives have another convention",
+                "pass torch.view_as_real(x) and convert inside",
+            )
+        )
+    if not x.dtype.is_floating_point:
+        return
+    masks = x.isneginf() if not x.requires_grad else torch.zeros_like(x, dtype=torch.bool)
+    bad = ~(torch.isfinite(x) | masks)
+    if x.numel() == 0 or bool(bad.any()):
+        came = (
+            f"{name} has {int(bad.sum())} NaN or infinite of {x.numel()} entries"
+            if x.numel()
+            else f"{name} is empty"
+        )
+        raise InputError(
+            message(
+                "check needs finite inputs",
+                came,
+                "an overflow before this function, or an additive mask that was given requires_grad",
+                "pass finite values; a mask of -inf without requires_grad is a constant and may stay",
+            )
+        )
+
+
+def _require_output(call: Call, k: int, first: Tensor, second: Tensor) -> None:
+    limit = 64 * torch.finfo(first.dtype).eps * float(first.detach().double().abs().nan_to_num().max())
+    apart = (first.detach().double() - second.detach().double()).abs().nan_to_num(nan=0.0)
+    if first.shape != second.shape or float(apart.max()) > limit:
+        raise InputError(
+            message(
+                "check needs a function that returns the same twice",
+                f"output {k} of {call.name} changed by {float(apart.max()):.1e} from one call to the next",
+                "dropout, or a state that every call updates",
+                "model.eval(), or seed inside the function",
+            )
+        )
+    if not bool(torch.isfinite(first).all()):
+        raise InputError(
+            message(
+                "check needs a function that is finite at its inputs",
+                f"output {k} of {call.name} has {int((~torch.isfinite(first)).sum())} NaN or infinite entries",
+                "a fully masked row (0/0), or an overflow",
+                "give such rows a value, or pass smaller inputs",
+            )
+        )
+
+
+def _parameters(function: Callable[..., Any], count: int) -> list[str]:
+    """The names of the first parameters, where the function has them; else x0, x1, …"""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return positional[:count] if len(positional) >= count else [f"x{i}" for i in range(count)]
+
+
+def _shown(x: Any) -> str:
+    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__

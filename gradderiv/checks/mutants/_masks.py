@@ -1,0 +1,86 @@
+"""Mistakes with masks: forgotten, turned round, or finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradderiv.checks.mutants.mutant import BACKWARD, FORWARD, Mutant
+from gradderiv.checks.mutants.stages import Pass, softmax
+
+# A fully masked row shows them to floats; over the field a finite number never was a mask.
+EMPTY_ROW = ("cross-masked", "tiny-cross-masked")
+
+
+def visible(c: Pass) -> Tensor:
+    """The mask, on the scores; all of these mutants are for problems with a mask."""
+    assert c.mask is not None
+    return c.mask.expand(c.S.shape)
+
+
+def hidden(c: Pass, fill: float) -> Tensor:
+    """``fill`` where a key is hidden, else 0."""
+    return torch.zeros(c.S.shape, dtype=c.S.dtype, device=c.S.device).masked_fill(~visible(c), fill)
+
+
+def above_diagonal(c: Pass, fill: float) -> Tensor:
+    """``fill`` above the diagonal, where it is hidden too, else 0."""
+    later = torch.ones(c.S.shape, dtype=torch.bool, device=c.S.device).triu(1)
+    return torch.zeros(c.S.shape, dtype=c.S.dtype, device=c.S.device).masked_fill(~visible(c) & later, fill)
+
+
+def plain(c: Pass) -> Tensor:
+    """softmax A, whatever is in A."""
+    return torch.softmax(c.A, -1)
+
+
+def uniform(c: Pass) -> Tensor:
+    """P with 1/n_k in the rows that may attend to nothing."""
+    P = softmax(c.A, c.allowed)
+    return P.masked_fill(~visible(c).any(-1, keepdim=True), 1 / P.shape[-1])
+
+
+def guessed(c: Pass) -> Tensor:
+    """dS, cleared where P is 0: what a backward does that was not given the mask."""
+    dS: Tensor = c.P * (c.dP - c.delta)
+    return dS.masked_fill(c.P == 0, 0.0)
+
+
+FINITE: dict[str, Any] = {"kind": "float", "problems": EMPTY_ROW, "kills": FORWARD}
+
+MUTANTS = (
+    Mutant(
+        "mask-ignored-backward", "dS and dV with P recomputed as exp(S − lse), the mask never asked for", "triton #4541",
+        {"P_again": lambda c: torch.softmax(c.S, -1)}, problems=("tiny-cross-masked",),
+    ),
+    Mutant(
+        "mask-polarity", "True read as hidden", "tensorflow/text #894, nanoGPT_mlx #6",
+        {"allowed": lambda c: ~visible(c)},
+        kind="forward", problems=("tiny-cross-masked",), kills=FORWARD,
+    ),
+    Mutant(
+        "mask-added-twice", "−10000 for padding and −10000 for later keys, −20000 where both hold",
+        "onnxruntime #14363, #8549",
+        {"A": lambda c: c.S + hidden(c, -1e4) + above_diagonal(c, -1e4), "P": plain}, **FINITE,
+    ),
+    Mutant(
+        "mask-finite", "−10000 taken for −∞", "transformers #14859; llm.c; annotated-transformer",
+        {"A": lambda c: c.S + hidden(c, -1e4), "P": plain}, **FINITE,
+    ),
+    Mutant(
+        "mask-overflow", "two masks of the lowest float, whose sum is −∞: 0/0 in a row where all is hidden",
+        "Automodel #2658, gpt-neox #25",
+        {"A": lambda c: c.S + hidden(c, torch.finfo(c.S.dtype).min) + hidden(c, torch.finfo(c.S.dtype).min), "P": plain},
+        **FINITE,
+    ),
+    Mutant(
+        "mask-row-uniform", "a fully masked row is uniform, and dV, dS leak from it", "apex #1444, pytorch #41508",
+        {"P": uniform}, problems=("cross-masked",), kind="forward", kills=BACKWARD | FORWARD,
+    ),
+    Mutant(
+        "mask-from-zero", "a fully masked row is uniform, and backward takes P == 0 for the mask", "apex #1444",
+        {"P": uniform, "dS": guessed}, problems=("cross-masked",), kind="float",
+    ),
+)  # fmt: skip

@@ -1,0 +1,103 @@
+"""What a wrong-on-purpose layer declares: what is wrong with it, who has to notice, and why the others need not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradderiv.checks.catalog import Rule
+from gradderiv.checks.mutants.stages import Layer
+
+ORACLES = frozenset({
+    "forward", "autograd", "finite differences", "dual", "field", "second order", "sympy", "blockdiag", "identities",
+})  # fmt: skip
+
+#: Who has to notice a wrong term in the backward pass: everybody who looks at a gradient.
+BACKWARD = ORACLES - {"forward"}
+#: Who has to notice a wrong forward pass that is differentiated consistently: everybody who brings a forward of his own.
+FORWARD = ORACLES - {"dual", "identities"}
+
+REASONS: dict[str, dict[str, str]] = {
+    "formula": {
+        "forward": "the value is right: only the backward pass is wrong",
+        "blockdiag": "the block-diagonal form has neither grouped heads nor a batch",
+        "sympy": "no problem small enough for SymPy shows it",
+    },
+    "forward": {
+        "dual": "the gradients are right for the wrong value: the rule's own forward agrees with its backward",
+        "identities": "they hold for any layer that is differentiated consistently",
+        "blockdiag": "the block-diagonal form has neither grouped heads nor a batch",
+        "sympy": "no problem small enough for SymPy shows it",
+    },
+    "float": {
+        "dual": "the gradients are right for the wrong value: the rule's own forward agrees with its backward",
+        "identities": "they hold for any layer that is differentiated consistently",
+        "sympy": "no problem small enough for SymPy has a fully masked row",
+    },
+    "aliasing": {
+        "forward": "the value is right, and no gradient is asked for",
+        "autograd": "every gradient is right, and nobody reads dY afterwards",
+        "finite differences": "every gradient is right, and nobody reads dY afterwards",
+        "field": "every gradient is right, and nobody reads dY afterwards",
+        "second order": "every gradient is right, and nobody reads dY afterwards",
+        "sympy": "every gradient is right, and nobody reads dY afterwards",
+    },
+    "tangent": {
+        **dict.fromkeys(
+            ("forward", "autograd", "finite differences", "field", "second order", "sympy", "blockdiag", "identities"),
+            "value and gradients are right: only the tangent is wrong",
+        ),
+    },
+    "right": dict.fromkeys(ORACLES, "nothing is wrong"),
+    "second": {
+        **dict.fromkeys(
+            ("forward", "autograd", "finite differences", "dual", "field", "sympy", "blockdiag", "identities"),
+            "value, gradients and tangent are right: only their derivative is wrong",
+        ),
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A layer that is wrong on purpose in one term.
+
+    Attributes:
+        id: as in the list of mistakes.
+        what: the wrong term, in one line.
+        seen: where it happened; "classroom" for a slip that teachers meet, "measured" for a stock case of detection power.
+        kind: "formula" (a wrong backward), "forward" (a wrong value, differentiated consistently), "float" (a matter of size or
+            range), "aliasing", "tangent" or "second" (of second order).
+        replaced: the stages that are exchanged (:mod:`gradderiv.checks.mutants.stages`).
+        problems: names of problems on which it shows; an oracle takes the first that it can work on.
+        kills: the oracles that must notice.
+        reasons: for every other oracle, why it cannot or need not; what is not here is taken from :data:`REASONS`.
+    """
+
+    id: str
+    what: str
+    seen: str
+    replaced: Mapping[str, Callable[..., Any]]
+    kind: str = "formula"
+    problems: tuple[str, ...] = ("tiny-h1",)
+    kills: frozenset[str] = BACKWARD
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the exchanged stages."""
+        return tuple(self.replaced)
+
+    def reason(self, oracle: str) -> str | None:
+        """Why this oracle need not notice; None where it must, or where nobody has said."""
+        if oracle in self.kills:
+            return None
+        return self.reasons.get(oracle) or REASONS.get(self.kind, {}).get(oracle)
+
+    def layer(self) -> Layer:
+        return Layer(self.replaced)
+
+    def rule(self) -> Rule:
+        """The mutant under the interface of the catalogue, so that every oracle runs on it."""
+        return self.layer().rule(self.id)
