@@ -10,11 +10,25 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 SHORT = {
-    "forward": "value", "autograd": "autogr", "finite differences": "differ", "dual": "dual", "field": "field",
-    "second order": "second", "sympy": "sympy", "blockdiag": "block", "identities": "ident",
+    "forward": "value", "autograd": "auto", "finite differences": "diff", "dual": "dual", "field": "field",
+    "second order": "2nd", "sympy": "sympy", "blockdiag": "block", "identities": "ident",
 }  # fmt: skip
-SIGNS = {"killed": "✗", "alive": "·", "inconclusive": "?", "not applicable": " ", "error": "!"}
-ASCII = {"killed": "x", "alive": ".", "inconclusive": "?", "not applicable": " ", "error": "!"}
+SIGNS = {
+    "killed": "✗",
+    "alive": "·",
+    "inconclusive": "?",
+    "not applicable": " ",
+    "not run": "–",
+    "error": "!",
+}
+ASCII = {
+    "killed": "x",
+    "alive": ".",
+    "inconclusive": "?",
+    "not applicable": " ",
+    "not run": "-",
+    "error": "!",
+}
 
 
 def render(table: KillTable, *, verbose: bool, unicode: bool = True) -> str:
@@ -30,8 +44,9 @@ def render(table: KillTable, *, verbose: bool, unicode: bool = True) -> str:
         f"{'killed':<{width}}"
         + "".join(f"{len(table.select(oracle=o, outcome='killed')):>6}" for o in oracles)
     )
-    legend = f"{signs['killed']} killed   {signs['alive']} alive   ? nothing could be said   blank: not applicable   ! an error"
-    lines += ["", legend, "", _verdict(table, oracles)]
+    legend = ", ".join(f"{SHORT[o]}: {o}" for o in oracles if o in SHORT and SHORT[o] != o)
+    meaning = f"{signs['killed']} killed   {signs['alive']} alive   ? nothing could be said   {signs['not run']} not run   ! an error"
+    lines += ["", *_wrap(legend, ""), f"{meaning}   blank: not applicable", "", _verdict(table, oracles)]
     for c in table.mistakes:
         lines += _wrap(f"{c.mutant} under {c.oracle}: {_complaint(c)}", "  ")
     text = "\n".join([*lines, *(_explained(table) if verbose else [])])

@@ -12,11 +12,10 @@ a record of its own.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from gradderiv.checks.compare import MULTIPLE, Comparison
 from gradderiv.checks.forward import Call
 from gradderiv.checks.inputs import cast, first_call, make_call
 from gradderiv.checks.report import Record, Report
+from gradderiv.checks.threads import one_thread
 from gradderiv.checks.witnesses import (
     CannotRun,
     Expected,
@@ -39,7 +39,6 @@ from gradderiv.checks.witnesses import (
 )
 
 DIRECTIONS = 3
-SMALL = 2**18
 ALL, SCALED = "all outputs", "all outputs, scaled"
 
 
@@ -80,21 +79,10 @@ def check(
     records: list[Record] = []
     tensors = [x for x in call.values.values() if isinstance(x, Tensor)]
     devices = sorted({x.device.index or 0 for x in tensors if x.is_cuda})
-    with torch.random.fork_rng(devices=devices), _threads(sum(x.numel() for x in tensors)):
+    with torch.random.fork_rng(devices=devices), one_thread(sum(x.numel() for x in tensors)):
         for one in calls:
             records += _Check(one, seed, directions, n_heads).records()
     return Report(records, seed, time.perf_counter() - start, f"gradderiv check {call.name}")
-
-
-@contextlib.contextmanager
-def _threads(entries: int) -> Iterator[None]:
-    """One thread for small inputs: thousands of calls that wait for a second thread take a hundred times longer on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if entries < SMALL else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Check:

@@ -115,19 +115,20 @@ def _guess(value: Tensor, reference: Tensor, wrong: Tensor, tolerance: Tensor, l
 
 
 def _factor(v: Tensor, r: Tensor, t: Tensor) -> tuple[float, float] | None:
-    """The one factor by which all wrong entries are off, and its relative doubt; None if there is none, or too few entries to tell.
-
-    Each entry beyond the first agrees by accident with a probability of about the doubt.
-    """
+    """The one factor by which all wrong entries are off, and its relative doubt; None if there is none, or too few entries to tell."""
     if not bool(r.any()):
         return None
     factor = float((v * r).sum() / (r * r).sum())
+    left = (v - factor * r).abs()
     allowed = (1 + 4 * abs(factor)) * t + 1e-12 * v.abs().max()
-    if bool(((v - factor * r).abs() > allowed).any()):
+    if bool((left > allowed).any()):
         return None
-    doubt = float((allowed / v.abs().max()).max())
-    tells = int((v.abs() > 3 * allowed).sum())
-    return (factor, doubt) if tells > 1 and doubt ** (tells - 1) < 1e-4 else None
+    error = (v - r).abs()
+    accident = float((allowed / error.max()).max())  # the probability that one more entry agrees by chance
+    telling = int((error > 3 * allowed).sum())
+    if telling < 2 or accident ** (telling - 1) > 1e-4:
+        return None
+    return factor, 3 * float(left.norm() / v.norm()) / math.sqrt(telling - 1)
 
 
 def _factor_in_words(factor: float) -> str:

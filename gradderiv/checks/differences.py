@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradderiv.checks.threads import one_thread
 from gradderiv.errors import DtypeError, message
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
@@ -57,9 +58,14 @@ def finite_differences(
     """
     _require_float64(args)
     evaluate = _Evaluator(loss, args)
-    noise = max(measured_rounding(evaluate, name) for name in args) if rounding is None else rounding
-    noise = max(noise, EPS / 2 * abs(evaluate.center), TINY)
-    return {name: _argument(evaluate, name, noise) for name in args}
+    with one_thread(max((x.numel() for x in args.values()), default=0)):
+        noise = (
+            max((measured_rounding(evaluate, name) for name in args), default=0.0)
+            if rounding is None
+            else rounding
+        )
+        noise = max(noise, EPS / 2 * abs(evaluate.center), TINY)
+        return {name: _argument(evaluate, name, noise) for name in args}
 
 
 def directional_difference(

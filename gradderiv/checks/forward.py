@@ -105,7 +105,7 @@ def record(
 ) -> Recorded:
     """Run the function on a tape: of the numbers that ``make`` makes of what is differentiated, and ``constant`` of what is not."""
     tape, fixed = Tape(), constant or make
-    leaves = {name: make(call.values[name]).requires_grad_() for name in call.moving}
+    leaves = {name: make(call.values[name].detach()).requires_grad_() for name in call.moving}
     inputs = {name: tape.make(fixed(x)) for name, x in call.constants().items()}
     inputs |= {name: tape.make(x) for name, x in leaves.items()}
     outputs, casts = run(call, inputs, lambda x: tape.make(fixed(x)), values)

@@ -1,17 +1,18 @@
 """Every wrong-on-purpose layer against every oracle: which check notices which mistake, and is that as it should be.
 
 A cell is *killed* if a comparison fails, *alive* if none does, *inconclusive* if nothing could be said (an operation without an exact meaning, or
-only vacuous comparisons), *not applicable* if the oracle has nothing to compare there, and an *error* if the mutant raised anything else. Only a failed
+only vacuous comparisons), *not applicable* if the oracle has nothing to compare there, *not run* where the mutant says so, and an *error* if the mutant raised anything else. Only a failed
 comparison is a kill. The table is as declared if every cell that must be killed is killed, and every other one has a reason and is
 not killed; an error never is as declared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ class Cell:
     """One mutant under one oracle.
 
     Attributes:
-        outcome: "killed", "alive", "inconclusive", "not applicable" or "error".
+        outcome: "killed", "alive", "inconclusive", "not applicable", "not run" or "error".
         must: whether the mutant declares that this oracle has to notice.
         reason: if not, why; empty where nobody has said.
         numbers: the kinds of number on which a comparison failed.
@@ -136,23 +137,37 @@ def kill_table(
     ]
     judges = {name: _named("oracle", name, ORACLES) for name in oracles or ORACLES}
     start = time.perf_counter()
-    cells = []
-    for done, mutant in enumerate(chosen):
-        if progress is not None:
-            progress(done, len(chosen), mutant.id)
-        cells += [judge(mutant, name, oracle, seed) for name, oracle in judges.items()]
+    cells: list[Cell] = []
+    with one_thread():
+        for done, mutant in enumerate(chosen):
+            if progress is not None:
+                progress(done, len(chosen), mutant.id)
+            cells += [judge(mutant, name, oracle, seed) for name, oracle in judges.items()]
     if progress is not None:
         progress(len(chosen), len(chosen), "")
     return KillTable(cells, {m.id: m for m in chosen}, seed, time.perf_counter() - start)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """The problems are small: more threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def judge(mutant: Mutant, name: str, oracle: Oracle, seed: int = 0) -> Cell:
     """One mutant under one oracle: on the first of its problems that the oracle can work on; the right layer on all."""
+    if name in mutant.skips:
+        return Cell(mutant.id, name, "not run", False, mutant.reason(name))
     start = time.perf_counter()
     rule, records, raised = mutant.rule(), list[Record](), None
     tried = []
     try:
-        for problem in mutant.problems:
+        for problem in mutant.asked_on(name):
             found = oracle(rule, PROBLEMS[problem], seed)
             records += found
             tried += [problem] if found else []
@@ -162,7 +177,7 @@ def judge(mutant: Mutant, name: str, oracle: Oracle, seed: int = 0) -> Cell:
         raised = error
     failed = [r for r in records if r.verdict == "fail"]
     return Cell(
-        mutant.id, name, _outcome(records, raised), name in mutant.kills, mutant.reason(name) or "", tuple(tried),
+        mutant.id, name, _outcome(records, raised), mutant.must(name), mutant.reason(name), tuple(tried),
         tuple(dict.fromkeys(r.dtype if r.number == "float" else r.number for r in failed)),
         f"{type(raised).__name__}: {raised}" if raised else f"{failed[0].problem} · {failed[0].argument}: {failed[0].detail}" if failed else "",
         time.perf_counter() - start,

@@ -65,19 +65,26 @@ def autograd(
     device: str = "cpu",
 ) -> list[Record]:
     """The gradients against autograd of the textbook forward in float64, from the same rounded inputs."""
-    options = problem.on(device)
     records = []
     for dtype in dtypes:
-        args, dY = problem.floats(seed, dtype, device=device)
-        exact = {name: x.double().requires_grad_() for name, x in args.items()}
-        Y = _textbook(problem, options)(exact)
-        reference = torch.autograd.grad(Y, list(exact.values()), dY.double(), materialize_grads=True)
-        allowed = tolerance.of_gradients(_textbook(problem, options), args, dY, dtype)
-        value = rule.gradients(args, options, dY)
-        for name, expected in zip(exact, reference, strict=True):
+        value, reference, allowed = against_autograd(rule, problem, seed, dtype, device)
+        for name, expected in reference.items():
             found = _compare(problem, name, value.get(name), expected, allowed[name])
             records.append(_float(rule, problem, name, "autograd", dtype, found))
     return records
+
+
+def against_autograd(
+    rule: Rule, problem: Problem, seed: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The rule's gradients in ``dtype``, autograd's in float64, and the tolerance of each entry."""
+    options = problem.on(device)
+    args, dY = problem.floats(seed, dtype, device=device)
+    exact = {name: x.double().requires_grad_() for name, x in args.items()}
+    Y = _textbook(problem, options)(exact)
+    reference = torch.autograd.grad(Y, list(exact.values()), dY.double(), materialize_grads=True)
+    allowed = tolerance.of_gradients(_textbook(problem, options), args, dY, dtype)
+    return rule.gradients(args, options, dY), dict(zip(exact, reference, strict=True)), allowed
 
 
 def differences(
@@ -221,7 +228,7 @@ def sympy(rule: Rule, problem: Problem, seed: int = 0, **_: Any) -> list[Record]
         found = torch.tensor(wrong).reshape(x.shape)
         now = time.perf_counter()
         detail = (
-            f"{int(found.sum())} of {found.numel()} entries differ{place(found, _layout(problem, name))}"
+            f"{int(found.sum())} of {found.numel()} entries differ{place(found, layout(problem, name))}"
             if any(wrong)
             else "identically zero" if zero else f"{found.numel()} differences brought to 0"
         )  # fmt: skip
@@ -306,7 +313,7 @@ def _tangent(Y: Tensor) -> Tensor:
     return Y.tangent
 
 
-def _layout(problem: Problem, name: str) -> Layout:
+def layout(problem: Problem, name: str) -> Layout:
     """On which axis of an argument, or of its gradient, the heads lie, and which rows may attend to nothing."""
     options, shape = problem.options, problem.shapes.get(name, ())
     mask = options.get("mask")
@@ -342,7 +349,7 @@ def _compare(
 ) -> Comparison:
     if value is None:
         return Comparison("fail", float("inf"), float("inf"), 0.0, None, str(_misfit(None, expected)))
-    return compare(value, expected, allowed, zero=name in problem.zeros, layout=_layout(problem, name))
+    return compare(value, expected, allowed, zero=name in problem.zeros, layout=layout(problem, name))
 
 
 def _float(
@@ -388,7 +395,7 @@ def exact_records(
         Record(
             rule.name, problem.name, name, oracle, "field", f"F_p, {o.lanes} lanes", "pass" if o.equal else "fail",
             worst_index=_first(o.wrong | o.moved), failure_probability=2.0**o.log2_failure, seconds=seconds,
-            detail=_say(o, _layout(problem, name)),
+            detail=_say(o, layout(problem, name)),
         )
         for name, o in outcomes.items()
     ]  # fmt: skip

@@ -21,6 +21,9 @@ ARGUMENTS = (
     "X", "X_kv", "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "Q", "K", "V", "bias", "S", "W", "b",
 )  # fmt: skip
 INDENT = " " * 6
+MARKS = {  # in a terminal, in ASCII
+    "hold": ("✓", "ok"), "fail": ("✗", "FAIL"), "show nothing": ("?", "?"), "not applicable": ("·", "-"),
+}  # fmt: skip
 
 Spell = Callable[[str], str]
 
@@ -78,6 +81,10 @@ def _grid(report: Report, spell: Spell, width: int, ascii_only: bool) -> Iterato
                 line.append("  ").append(f"{shown:>{columns[rule]}}", style=style)
             yield line
         yield Text("")
+    met = {shown.split()[0] for shown, _ in cells.values()}
+    legend = [f"{MARKS[m][ascii_only]} {m}" for m in MARKS if MARKS[m][ascii_only] in met]
+    if legend != [f"{MARKS['hold'][ascii_only]} hold"]:
+        yield from (*_wrapped("   ".join(legend), width), Text(""))
 
 
 def _blocks(columns: dict[str, int], width: int) -> Iterator[list[str]]:
@@ -94,16 +101,17 @@ def _blocks(columns: dict[str, int], width: int) -> Iterator[list[str]]:
 
 
 def _cell(records: list[Record], ascii_only: bool) -> tuple[str, str]:
-    yes, no, nothing = ("ok", "FAIL", "-") if ascii_only else ("✓", "✗", "·")
+    """The worst that can be said of these records, and of how many."""
+    mark = {word: glyphs[ascii_only] for word, glyphs in MARKS.items()}
     if not records:
-        return nothing, "dim"
+        return mark["not applicable"], "dim"
     wrong = sum(r.verdict == "fail" for r in records)
-    if wrong:
-        return f"{no} {wrong}", "bold red"
     unsaid = sum(r.verdict == "vacuous" and not r.expected for r in records)
+    if wrong:
+        return f"{mark['fail']} {wrong}", "bold red"
     if unsaid:
-        return f"? {unsaid}", "yellow"
-    return f"{yes} {sum(r.verdict == 'pass' for r in records)}", "green"
+        return f"{mark['show nothing']} {unsaid}", "yellow"
+    return f"{mark['hold']} {sum(r.verdict == 'pass' for r in records)}", "green"
 
 
 def _by_number(report: Report) -> Iterator[str]:
@@ -115,7 +123,7 @@ def _by_number(report: Report) -> Iterator[str]:
             probability = max(r.failure_probability or 0.0 for r in records)
             line += f", exact; a wrong one passes with probability ≤ {power_of_two(probability)}"
         elif number == "symbol":
-            line += ", every entry's difference from sympy.diff brought to 0"
+            line += ", each entry's difference from sympy.diff brought to 0"
         elif number == "float":
             line += " in " + ", ".join(dict.fromkeys(r.dtype for r in records))
         yield line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,9 +27,9 @@ def last_of_group(dX: Tensor, c: Pass) -> Tensor:
     return torch.stack([dX.select(-3, last[j]) for j in range(c.h_kv)], -3)
 
 
-GROUPED = {
+GROUPED: dict[str, Any] = {
     "problems": ("grouped",),
-    "kills": FORWARD - {"sympy", "blockdiag"},
+    "kills": (FORWARD | {"identities"}) - {"sympy", "blockdiag"},
     "kind": "forward",
 }
 
@@ -36,7 +38,7 @@ MUTANTS = (
         "heads-permuted", "concat(O_h … O_1): heads joined in another order than they were split", "classroom",
         {"C": lambda c: join_heads(c.O.flip(-3)), "dO": lambda c: c.split(c.dC, c.h).flip(-3),
          "C_dot": lambda c: join_heads((c.P_dot @ c.V + c.P @ c.V_dot).flip(-3))},
-        kind="forward", problems=("tiny-cross-masked",), kills=FORWARD,
+        kind="forward", problems=("tiny-cross-masked",), kills=FORWARD | {"identities"},
     ),
     Mutant(
         "heads-permuted-dQ", "the heads of dQ joined in reverse", "measured",
@@ -46,7 +48,7 @@ MUTANTS = (
         "head-reshape", "Q, K, V split by reshape(h, n, d), without the transpose", "1bit-MONSTER #2451",
         {"split": lambda c: split_by_reshape, "dXW_Q": lambda c: join_by_reshape(c.dQ),
          "dXW_K": lambda c: join_by_reshape(c.dK_kv), "dXW_V": lambda c: join_by_reshape(c.dV_kv)},
-        kind="forward", problems=("tiny-cross-masked",), kills=FORWARD,
+        kind="forward", problems=("tiny-cross-masked",), kills=FORWARD | {"identities"},
     ),
     Mutant(
         "gqa-no-sum", "dK, dV of the last query head of a group, not of all", "levanter #449",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradderiv.checks.mutants.mutant import FORWARD, Mutant
+from gradderiv.checks.mutants.mutant import EXACT, FORWARD, UNLIKE, Mutant
 from gradderiv.checks.mutants.stages import Pass
 
 
@@ -27,19 +27,19 @@ MUTANTS = (
     Mutant(
         "softmax-diagonal", "dS = P ∘ (1 − P) ∘ dP: the diagonal taken for the whole Jacobian",
         "libnd4j #440; a 2025 blog series",
-        {"dS": lambda c: c.P * (1 - c.P) * c.dP},
+        {"dS": lambda c: c.P * (1 - c.P) * c.dP}, problems=("tiny-h2-biases",),
     ),
     Mutant(
         "softmax-no-rowsum", "dS = P ∘ dP: the row sum δ dropped", "Odyssey #2134, cTensor #31",
-        {"dS": lambda c: c.P * c.dP},
+        {"dS": lambda c: c.P * c.dP}, problems=("tiny-h2-biases",),
     ),
     Mutant(
         "softmax-flattened", "δ summed over the whole matrix: one Jacobian for all rows", "math.stackexchange 4602822",
-        {"delta": flattened},
+        {"delta": flattened}, problems=("tiny-h2-biases",),
     ),
     Mutant(
         "softmax-axis", "P = softmax over the queries, not the keys", "llms-from-scratch-rs #30",
-        {"axis": lambda c: -2}, kind="forward", kills=FORWARD,
+        {"axis": lambda c: -2}, kind="forward", problems=("tiny-h2-biases",), kills=FORWARD | {"identities"}, skips=UNLIKE,
     ),
     Mutant(
         "delta-strides", "δ (h, n) read as (n, h): another head's row sum", "ROCm/aiter #2808, FlagAttention #1, pytorch #141147",
@@ -48,7 +48,7 @@ MUTANTS = (
     Mutant(
         "epsilon", "P = E / (rowsum E + 10⁻¹⁵)", "a public derivation's code, 1e-15",
         {"P": with_epsilon}, kind="forward",
-        kills=FORWARD - {"forward", "autograd", "finite differences"},
+        kills=EXACT, skips=UNLIKE,
         reasons=dict.fromkeys(("forward", "autograd", "finite differences"), "10⁻¹⁵ of a row sum is below float64's rounding"),
     ),
     Mutant(

@@ -18,6 +18,13 @@ BACKWARD = ORACLES - {"forward"}
 #: Who has to notice a wrong forward pass that is differentiated consistently: everybody who brings a forward of his own.
 FORWARD = ORACLES - {"dual", "identities"}
 
+#: Who has to notice what is too small for floats: those who compute exactly and bring a forward of their own.
+EXACT = frozenset({"field", "second order", "sympy", "blockdiag"})
+#: An oracle that is not run. The difference of two expressions with unlike exponentials is put over a common denominator, which takes minutes.
+UNLIKE = {
+    "sympy": "SymPy takes minutes over exponentials of unlike arguments; the field says the same exactly"
+}
+
 REASONS: dict[str, dict[str, str]] = {
     "formula": {
         "forward": "the value is right: only the backward pass is wrong",
@@ -33,7 +40,10 @@ REASONS: dict[str, dict[str, str]] = {
     "float": {
         "dual": "the gradients are right for the wrong value: the rule's own forward agrees with its backward",
         "identities": "they hold for any layer that is differentiated consistently",
-        "sympy": "no problem small enough for SymPy has a fully masked row",
+        **dict.fromkeys(
+            ("forward", "autograd", "finite differences"),
+            "in a row that sees something exp(−10000) is 0 for floats, and the mask is one",
+        ),
     },
     "aliasing": {
         "forward": "the value is right, and no gradient is asked for",
@@ -73,6 +83,8 @@ class Mutant:
         problems: names of problems on which it shows; an oracle takes the first that it can work on.
         kills: the oracles that must notice.
         reasons: for every other oracle, why it cannot or need not; what is not here is taken from :data:`REASONS`.
+        elsewhere: for an oracle that is to be asked on another problem than the first.
+        skips: oracles that are not run, and why.
     """
 
     id: str
@@ -83,17 +95,29 @@ class Mutant:
     problems: tuple[str, ...] = ("tiny-h1",)
     kills: frozenset[str] = BACKWARD
     reasons: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    skips: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The names of the exchanged stages."""
         return tuple(self.replaced)
 
-    def reason(self, oracle: str) -> str | None:
-        """Why this oracle need not notice; None where it must, or where nobody has said."""
-        if oracle in self.kills:
-            return None
-        return self.reasons.get(oracle) or REASONS.get(self.kind, {}).get(oracle)
+    def must(self, oracle: str) -> bool:
+        """Whether this oracle has to notice."""
+        return oracle in self.kills and oracle not in self.skips
+
+    def reason(self, oracle: str) -> str:
+        """Why this oracle need not notice; empty where it must, or where nobody has said."""
+        if self.must(oracle):
+            return ""
+        return (
+            self.skips.get(oracle) or self.reasons.get(oracle) or REASONS.get(self.kind, {}).get(oracle, "")
+        )
+
+    def asked_on(self, oracle: str) -> tuple[str, ...]:
+        """The problems on which this oracle may be asked."""
+        return (self.elsewhere[oracle],) if oracle in self.elsewhere else self.problems
 
     def layer(self) -> Layer:
         return Layer(self.replaced)
