@@ -7,6 +7,7 @@ Exit status of every verb: 0 it holds · 1 something does not · 2 the call was 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,10 @@ def verify(
 
         from gradderiv.checks.verify import verify as run
 
+        if plot is not None:
+            from gradderiv.checks.plot import require
+
+            require(plot)
         dtypes = [getattr(torch, d) for d in _dtypes(dtype)]
         report = run(
             rules or None, oracle or None, problems=problem or None, dtypes=dtypes, device=device, seed=seed,
@@ -181,8 +186,17 @@ def _dtypes(names: list[str] | None) -> list[str]:
 
 def _require_writable(file: Path | None) -> None:
     """Say before the work that the result could not be written after it."""
-    if file is not None and not file.parent.is_dir():
-        raise typer.BadParameter(f"the folder {str(file.parent)!r} does not exist", param_hint="--json")
+    if file is None:
+        return
+    why = ""
+    if not file.parent.is_dir():
+        why = f"the folder {str(file.parent)!r} does not exist"
+    elif file.is_dir():
+        why = f"{str(file)!r} is a folder; name a file"
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        why = f"{str(file)!r} may not be written"
+    if why:
+        raise typer.BadParameter(why, param_hint="--json")
 
 
 def _speaks_unicode() -> bool:

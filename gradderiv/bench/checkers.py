@@ -28,7 +28,7 @@ def exact(layer: Layer, inputs: list[Tensor], seed: int) -> str:
         dY = field.random(*inputs[0].shape)
         expected = torch.autograd.grad(_textbook(leaves), leaves, dY)
         found = torch.autograd.grad(layer(*leaves), leaves, dY)
-        return dict(zip(ARGUMENTS, zip(found, expected, strict=True), strict=True))  # type: ignore[arg-type]
+        return dict(zip(ARGUMENTS, zip(found, expected, strict=True), strict=True))
 
     return "accepted" if all(o.equal for o in exactly(run, seed=seed).values()) else "caught"
 

@@ -42,7 +42,7 @@ def layer_of(rule: Rule) -> Layer:
     """Y = layer(X, W_Q, W_K, W_V, W_O, b_Q, b_K, b_V, b_O), differentiated by the rule."""
 
     def layer(*tensors: Tensor) -> Tensor:
-        Y: Tensor = Handwritten.apply(rule, *tensors)  # type: ignore[no-untyped-call]
+        Y: Tensor = Handwritten.apply(rule, *tensors)
         return Y
 
     return layer

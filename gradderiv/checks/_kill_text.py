@@ -45,8 +45,8 @@ def render(table: KillTable, *, verbose: bool, unicode: bool = True) -> str:
         + "".join(f"{len(table.select(oracle=o, outcome='killed')):>6}" for o in oracles)
     )
     legend = ", ".join(f"{SHORT[o]}: {o}" for o in oracles if o in SHORT and SHORT[o] != o)
-    meaning = f"{signs['killed']} killed   {signs['alive']} alive   ? nothing could be said   {signs['not run']} not run   ! an error"
-    lines += ["", *_wrap(legend, ""), f"{meaning}   blank: not applicable", "", _verdict(table, oracles)]
+    meaning = f"{signs['killed']} killed, {signs['alive']} alive, ? nothing could be said, {signs['not run']} not run, blank: not applicable, ! an error"
+    lines += ["", *_wrap(legend, ""), *_wrap(meaning, ""), "", _verdict(table, oracles)]
     for c in table.mistakes:
         lines += _wrap(f"{c.mutant} under {c.oracle}: {_complaint(c)}", "  ")
     text = "\n".join([*lines, *(_explained(table) if verbose else [])])

@@ -26,7 +26,9 @@ from gradderiv.errors import DtypeError, message
 Loss = Callable[[dict[str, Tensor]], Tensor]
 
 OFFSETS = (-4, -2, -1, 1, 2, 4)  # in units of h/2
-STEPS = range(-31, 3, 3)  # log₂ of the steps tried, in units of the next power of two above the largest entry
+STEPS = range(
+    -31, 3, 6
+)  # log₂ of the steps tried, in units of the next power of two above the largest entry; then halfway
 SHORT = 2.0**-20  # the very short step, in the same units
 PROBES = 3  # entries with large quotients, and as many others, that the step is chosen by
 TRUNCATION = 2.0  # times |D(h) − D(h/2)|, which is 15 times what theory leaves in D(h/2)
@@ -152,11 +154,14 @@ def _step(evaluate: _Evaluator, name: str, quotient: Tensor, unit: float, noise:
     """The power of two whose largest bound on a few entries of the argument is smallest."""
     large = quotient.abs().nan_to_num(nan=torch.inf).topk(min(PROBES, len(quotient))).indices
     probes = torch.unique(torch.cat([large, _spread(quotient)]))
-    steps = unit * 2.0 ** torch.tensor(STEPS, dtype=torch.float64)
-    estimate, bound = _differences(evaluate, name, probes, steps, noise)
-    bound = _believed(estimate, bound, quotient[probes, None], noise / (SHORT * unit))
-    best = bound.max(0).values.argmin()
-    return steps[best : best + 1]
+    best = torch.zeros(0)
+    for exponents in (torch.tensor(STEPS), torch.tensor([-3, 0, 3])):
+        steps = (best if len(best) else unit) * 2.0 ** exponents.double()
+        estimate, bound = _differences(evaluate, name, probes, steps, noise)
+        bound = _believed(estimate, bound, quotient[probes, None], noise / (SHORT * unit))
+        smallest = bound.max(0).values.argmin()
+        best = steps[smallest : smallest + 1]
+    return best
 
 
 # ---------------------------------------------------------------- evaluating at many points

@@ -60,10 +60,8 @@ def linear_in_cotangent(c: Case) -> dict[str, tuple[Tensor, Tensor]]:
 def zero_sums(c: Case) -> dict[str, tuple[Tensor, Tensor]]:
     """rowsum(dS) = 0, db_K = 0"""
     pairs = {}
-    full = (
-        "bias" in c.g
-        and c.g["bias"].shape[-1] == c.problem.shapes.get("K", c.problem.shapes.get("X_kv", (0, 0)))[-2]
-    )
+    source = next((c.args[name] for name in ("K", "X_kv", "X") if name in c.args), None)
+    full = "bias" in c.g and source is not None and c.g["bias"].shape[-1] == source.shape[-2]
     for name in ("S", "bias") if full else ("S",):
         if name in c.g:
             rows = c.g[name].sum(-1)
@@ -81,9 +79,8 @@ def inner_products(c: Case) -> dict[str, tuple[Tensor, Tensor]]:
     q, o = c.inner("W_Q", c.h_kv), c.inner("W_O", c.h_kv, 0)
     pairs = {
         "⟨dW_V, W_V⟩ = ⟨dW_O, W_O⟩": (v + c.inner("b_V", c.h_kv), o),
+        "⟨dW_Q, W_Q⟩ = ⟨dW_K, W_K⟩": (q + c.inner("b_Q", c.h_kv), k + c.inner("b_K", c.h_kv)),
     }
-    if "bias" not in c.args:
-        pairs["⟨dW_Q, W_Q⟩ = ⟨dW_K, W_K⟩"] = (q + c.inner("b_Q", c.h_kv), k + c.inner("b_K", c.h_kv))
     source = (k + v).sum()
     if "X_kv" in c.args:
         pairs["⟨dX, X⟩"] = (c.inner("X").sum(), q.sum())
@@ -94,34 +91,42 @@ def inner_products(c: Case) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def permuted_heads(c: Case) -> dict[str, tuple[Tensor, Tensor]]:
-    """Turning the heads round by one turns the columns of dW_Q, dW_K, dW_V and the rows of dW_O."""
-    if not c.is_layer or c.h < 2 or c.h != c.h_kv or "bias" in c.args:
+    """Turning the groups of heads round by one turns the columns of dW_Q, dW_K, dW_V, the rows of dW_O, and a bias for each head."""
+    if not c.is_layer or c.h_kv < 2:
         return {}
 
     def turn(name: str, t: Tensor) -> Tensor:
-        if name not in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V"):
+        axis = {"W_O": -2, "bias": -3, "mask": -3}.get(name, -1)
+        for_each_head = t.dim() >= 3 and t.shape[-3] == c.h
+        if name not in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V") and not (
+            axis == -3 and for_each_head
+        ):
             return t
-        axis = 0 if name == "W_O" else t.dim() - 1
-        blocks = t.unflatten(axis, (c.h, -1))
-        pieces = [blocks.narrow(axis, 1, c.h - 1), blocks.narrow(axis, 0, 1)]
-        return torch.cat(pieces, axis).flatten(axis, axis + 1)
+        size = t.shape[axis] // c.h_kv  # of what belongs to one key/value head
+        return torch.cat([t.narrow(axis, size, t.shape[axis] - size), t.narrow(axis, 0, size)], axis)
 
-    turned = c.rule.gradients({n: turn(n, t) for n, t in c.args.items()}, c.options, c.dY)
+    options: dict[str, Any] = dict(c.options)
+    if options.get("mask") is not None:
+        options["mask"] = turn("mask", options["mask"])
+    turned = c.rule.gradients({n: turn(n, t) for n, t in c.args.items()}, options, c.dY)
     return {f"heads turned, {name}": (turned[name], turn(name, c.g[name])) for name in c.args}
 
 
 def permuted_tokens(c: Case) -> dict[str, tuple[Tensor, Tensor]]:
-    """Reversing the tokens of X, and of dY and the mask with them, reverses dX and leaves the weights' gradients."""
-    if not c.is_layer or "bias" in c.args:
+    """Reversing the tokens of X, and of dY, the mask and the bias with them, reverses their gradients and leaves those of the weights."""
+    if not c.is_layer:
         return {}
-    mask = c.options.get("mask")
-    cross = "X_kv" in c.args
+    both = (-1, -2) if "X_kv" not in c.args else (-2,)  # in self-attention the keys are reversed too
+
+    def reverse(name: str, t: Tensor) -> Tensor:
+        return t.flip(-2) if name == "X" else t.flip(both) if name in ("bias", "mask") else t
+
     options: dict[str, Any] = dict(c.options)
-    if mask is not None:
-        options["mask"] = mask.flip(-2) if cross else mask.flip(-1, -2)
-    args = {n: t.flip(-2) if n == "X" else t for n, t in c.args.items()}
+    if options.get("mask") is not None:
+        options["mask"] = reverse("mask", options["mask"])
+    args = {name: reverse(name, t) for name, t in c.args.items()}
     turned = c.rule.gradients(args, options, c.dY.flip(-2))
-    return {f"tokens reversed, {n}": (turned[n].flip(-2) if n == "X" else turned[n], c.g[n]) for n in c.args}
+    return {f"tokens reversed, {name}": (turned[name], reverse(name, c.g[name])) for name in c.args}
 
 
 IDENTITIES: dict[str, Identity] = {

@@ -314,7 +314,8 @@ def _tangent(Y: Tensor) -> Tensor:
 
 
 def layout(problem: Problem, name: str) -> Layout:
-    """On which axis of an argument, or of its gradient, the heads lie, and which rows may attend to nothing."""
+    """On which axis of an argument, of its gradient, or of an identity about it, the heads lie, and which rows may attend to nothing."""
+    name = name.rpartition(", ")[2] if name.rpartition(", ")[2] in problem.shapes else name
     options, shape = problem.options, problem.shapes.get(name, ())
     mask = options.get("mask")
     masked: tuple[int, ...] = ()
@@ -326,6 +327,8 @@ def layout(problem: Problem, name: str) -> Layout:
     n_kv_heads = options.get("n_kv_heads") or n_heads
     if name in ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V"):
         return Layout(n_heads if name.endswith("Q") else n_kv_heads, -1)
+    if name.startswith("⟨dW_"):  # one inner product for each key/value head
+        return Layout(n_kv_heads, -1)
     if name in ("W_O", "bias"):
         return Layout(n_heads, -2 if name == "W_O" else -3, masked)
     return Layout(masked=masked)

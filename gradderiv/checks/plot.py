@@ -1,7 +1,7 @@
 """Pictures of errors: one file for a problem, one heat map for an argument, one square for an entry.
 
 The colour of an entry is log₁₀ (|error| / tolerance): white at the tolerance, blue below, red above; wrong entries bear a cross
-as well. Lines part the heads.
+as well. Lines part the heads. «26 of 78 wrong, up to 3 ×» counts in tolerances too.
 """
 
 from __future__ import annotations
@@ -161,11 +161,11 @@ def _excess(value: Tensor, expected: Tensor, allowed: Tensor) -> Tensor:
 def _in_words(sheet: Tensor, verdict: str) -> str:
     worst = float(sheet.max())
     if verdict == "fail":
-        by = "not finite" if math.isinf(worst) else f"up to {worst:.1g} × the tolerance"
+        by = "not finite" if math.isinf(worst) else f"up to {worst:.1g} ×"
         return f"{int((sheet > 1).sum())} of {sheet.numel()} wrong, {by}"
     if verdict == "vacuous":
         return "vacuous, all below rounding"
-    return f"right, at most {worst:.1g} × the tolerance" if worst else "right, to the last digit"
+    return f"right, at most {worst:.1g} ×" if worst else "right, to the last digit"
 
 
 def _sheet(t: Tensor) -> tuple[Tensor, int]:

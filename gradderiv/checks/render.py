@@ -9,6 +9,7 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -21,6 +22,7 @@ ARGUMENTS = (
     "X", "X_kv", "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "Q", "K", "V", "bias", "S", "W", "b",
 )  # fmt: skip
 INDENT = " " * 6
+SINGULAR = {"fail": "fails", "show nothing": "shows nothing", "hold": "holds"}
 MARKS = {  # in a terminal, in ASCII
     "hold": ("✓", "ok"), "fail": ("✗", "FAIL"), "show nothing": ("?", "?"), "not applicable": ("·", "-"),
 }  # fmt: skip
@@ -69,7 +71,10 @@ def _grid(report: Report, spell: Spell, width: int, ascii_only: bool) -> Iterato
     rules = list(dict.fromkeys(r.rule for r in report.records))
     oracles = list(dict.fromkeys(r.oracle for r in report.records))
     first = max((len(spell(o)) for o in oracles), default=0)
-    cells = {(o, r): _cell(report.select(rule=r, oracle=o), ascii_only) for o in oracles for r in rules}
+    found: dict[tuple[str, str], list[Record]] = {(o, r): [] for o in oracles for r in rules}
+    for record in report.records:
+        found[record.oracle, record.rule].append(record)
+    cells = {place: _cell(records, ascii_only) for place, records in found.items()}
     names = {r: _short(spell(r), width - first - 2) for r in rules}
     columns = {r: max(len(names[r]), *(len(cells[o, r][0]) for o in oracles)) for r in rules}
     for block in _blocks(columns, width - first):
@@ -108,9 +113,9 @@ def _cell(records: list[Record], ascii_only: bool) -> tuple[str, str]:
     wrong = sum(r.verdict == "fail" for r in records)
     unsaid = sum(r.verdict == "vacuous" and not r.expected for r in records)
     if wrong:
-        return f"{mark['fail']} {wrong}", "bold red"
+        return f"{mark['fail']} {wrong}/{len(records)}", "bold red"
     if unsaid:
-        return f"{mark['show nothing']} {unsaid}", "yellow"
+        return f"{mark['show nothing']} {unsaid}/{len(records)}", "yellow"
     return f"{mark['hold']} {sum(r.verdict == 'pass' for r in records)}", "green"
 
 
@@ -161,18 +166,24 @@ def _located(group: list[Record], spell: Spell, width: int) -> Iterator[Text]:
     yield from _wrapped(spell(f"problem {record.problem}. {record.detail}"), width, INDENT, INDENT)
     if others:
         oracles = ", ".join(dict.fromkeys(r.oracle for r in others))
-        verb = "do" if len(others) > 1 else "does"
-        text = f"So {verb} {len(others)} more of {record.argument}, by {oracles}."
+        verb = "fail" if record.verdict == "fail" else "show nothing"
+        text = f"{len(others)} more of {record.argument} {_verb(len(others), verb)}, by {oracles}."
         yield from _wrapped(spell(text), width, INDENT, INDENT)
     if record.replay:
         yield from _command(spell(f"replay: {record.replay}"), width)
 
 
 def _command(text: str, width: int) -> Iterator[Text]:
-    """A command that can be pasted: broken where a shell reads on."""
-    lines = textwrap.wrap(text, width - len(INDENT) - 2, break_long_words=False, break_on_hyphens=False)
-    for i, line in enumerate(lines):
-        yield Text((INDENT if i == 0 else INDENT + "  ") + line + (" \\" if i < len(lines) - 1 else ""))
+    """A command that can be pasted: broken before an option, where a shell reads on."""
+    first, *options = text.split(" --")
+    lines = [INDENT + first]
+    for i, option in enumerate(options):
+        if len(f"{lines[-1]} --{option}") + (2 if i + 1 < len(options) else 0) <= width:
+            lines[-1] += f" --{option}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"{INDENT}  --{option}")
+    yield from map(Text, lines)
 
 
 def _verdict(report: Report, spell: Spell, width: int) -> Iterator[Text]:
@@ -181,9 +192,10 @@ def _verdict(report: Report, spell: Spell, width: int) -> Iterator[Text]:
     total = _count(len(report.records), "comparison")
     if report.failures:
         word, style = "FAIL", "bold red"
-        text = f"{len(report.failures)} of {total} {'fails' if len(report.failures) == 1 else 'fail'}"
+        text = f"{len(report.failures)} of {total} {_verb(len(report.failures), 'fail')}"
     elif report.vacuous:
-        word, style, text = "VOID", "bold yellow", f"{len(report.vacuous)} of {total} show nothing"
+        word, style = "VOID", "bold yellow"
+        text = f"{len(report.vacuous)} of {total} {_verb(len(report.vacuous), 'show nothing')}"
     elif not passed:
         word, style = "VOID", "bold yellow"
         text = (
@@ -193,7 +205,7 @@ def _verdict(report: Report, spell: Spell, width: int) -> Iterator[Text]:
         )
     else:
         word, style = "PASS", "bold green"
-        text = f"{_count(passed, 'comparison')} {'holds' if passed == 1 else 'hold'}"
+        text = f"{_count(passed, 'comparison')} {_verb(passed, 'hold')}"
     if declared:
         text += f"; {declared} vacuous, as declared"
     first, *rest = _wrapped(
@@ -206,8 +218,21 @@ def _verdict(report: Report, spell: Spell, width: int) -> Iterator[Text]:
 # ---------------------------------------------------------------- words
 
 
+def speaks_unicode(stream: Any) -> bool:
+    """Whether what is printed there may hold the glyphs of a report."""
+    try:
+        "✓ ⟨τ⟩ 2⁻⁴⁰".encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def _count(n: int, word: str) -> str:
     return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def _verb(n: int, verb: str) -> str:
+    return SINGULAR[verb] if n == 1 else verb
 
 
 def _short(name: str, width: int) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import sys
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -112,9 +113,9 @@ class Report:
         }
 
     def __str__(self) -> str:
-        from gradderiv.checks.render import render
+        from gradderiv.checks.render import render, speaks_unicode
 
-        return render(self, color=False)
+        return render(self, ascii_only=not speaks_unicode(sys.stdout))
 
     def _repr_html_(self) -> str:
         from gradderiv.checks.render import render_html

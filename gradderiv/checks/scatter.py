@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
 
-from gradderiv.checks.forward import Call, Recorded, Through, Values, record
+from gradderiv.checks.forward import Call, Recorded, record
+from gradderiv.checks.values import Through, Values
 from gradderiv.numbers.number import Number
 from gradderiv.numbers.rounding import ACCUMULATED_IN
 from gradderiv.numbers.structure import STRUCTURE, VIEWS
@@ -54,7 +55,7 @@ def scatter(
 
 def _at_least(sigma: Tensor, x: Tensor, u: float) -> Tensor:
     """Not less than the roundoff of the entry itself, nor of a typical one: errors may cancel in this formula and not in another."""
-    return sigma.maximum(u * x.abs()).maximum(u * x.square().mean().sqrt())
+    return sigma.maximum(u * x.abs()).maximum(2 * u * x.square().mean().sqrt())
 
 
 def _run(recorded: Recorded, cotangents: list[list[Tensor | None]]) -> list[Tensor]:
@@ -98,6 +99,9 @@ class Noisy(Values):  # type: ignore[no-untyped-call]
         size = out.abs()
         if "backward" in func._schema.name and out.dim():
             size = size.amax(-1, keepdim=True).expand_as(out)  # a fused formula, with its own cancellations
+        if func is aten._softmax_backward_data.default:
+            g, P, dim = args[:3]
+            size = P.abs() * (g.abs() + (P * g).abs().sum(dim, keepdim=True))
         variance = (self.added * size).square()
         if func in PRODUCTS:
             x, y = (_plain(a) for a in args[PRODUCTS[func] : PRODUCTS[func] + 2])

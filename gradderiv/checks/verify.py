@@ -25,11 +25,11 @@ log = logging.getLogger("gradderiv")
 
 Progress = Callable[[int, int, str], None]
 
-# Oracles that bring a case of their own instead of trying a rule on a problem.
-CASES: dict[str, Callable[[int], list[Record]]] = {
-    "full size": lambda seed: verify_full_size(seed),
-    "torch layer": lambda seed: verify_layers(seed=seed),
-    "published": lambda seed: published_case(seed=seed),
+# Oracles that bring a case of their own instead of trying a rule on a problem, and the rule that the case is for.
+CASES: dict[str, tuple[str, Callable[[int], list[Record]]]] = {
+    "full size": ("multihead", lambda seed: verify_full_size(seed)),
+    "torch layer": ("multihead", lambda seed: verify_layers(seed=seed)),
+    "published": ("blockdiag", lambda seed: published_case(seed=seed)),
 }
 
 QUICK = (
@@ -82,15 +82,16 @@ def verify(
                     (f"{name} · {oracle}", _job(RULES[problem.rule], problem, oracle, seed, dtypes, device))
                 )
     for case in chosen_oracles:
-        if case in CASES and "multihead" in chosen_rules and problems is None and not quick:
+        if case in CASES and CASES[case][0] in chosen_rules and problems is None and not quick:
             jobs.append((case, _case(case, seed)))
     records: list[Record] = []
     for done, (label, job) in enumerate(jobs):
         if progress is not None:
             progress(done, len(jobs), label)
         log.debug("verify %s", label)
-        with contextlib.nullcontext() if label == "full size" else _one_thread():
-            records += [_with_replay(r, seed) for r in job()]
+        threads = contextlib.nullcontext() if label == "full size" else _one_thread()
+        with threads, torch.random.fork_rng(devices=[]):  # the caller's random numbers stay his own
+            records += [_with_replay(r, seed, device) for r in job()]
     if progress is not None:
         progress(len(jobs), len(jobs), "")
     return Report(records, seed=seed, seconds=time.perf_counter() - start)
@@ -114,13 +115,13 @@ def _job(
 
 
 def _case(name: str, seed: int) -> Callable[[], list[Record]]:
-    return lambda: CASES[name](seed)
+    return lambda: CASES[name][1](seed)
 
 
-def _with_replay(record: Record, seed: int) -> Record:
-    command = f"gradderiv verify {record.rule} --oracle {shlex.quote(record.oracle)} --seed {seed}"
-    if record.problem in PROBLEMS:
-        command += f" --problem {record.problem}"
+def _with_replay(record: Record, seed: int, device: str) -> Record:
+    what = f"--problem {record.problem}" if record.problem in PROBLEMS else record.rule
+    command = f"gradderiv verify {what} --oracle {shlex.quote(record.oracle)} --seed {seed}"
+    command += "" if device == "cpu" else f" --device {device}"
     return dataclasses.replace(record, replay=command)
 
 
@@ -145,7 +146,7 @@ def _choose(kind: str, names: str | Iterable[str] | None, table: Iterable[str]) 
 
 def _require_device(device: str) -> None:
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # a tensor on "meta" has no value
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             message(

@@ -13,8 +13,9 @@ from gradderiv.checks.candidate import in_words
 from gradderiv.checks.compare import MULTIPLE, Comparison, compare
 from gradderiv.checks.differences import directional_difference, finite_differences
 from gradderiv.checks.exact import Pairs, exactly
-from gradderiv.checks.forward import Call, record, run, value_of
+from gradderiv.checks.forward import Call, record, run
 from gradderiv.checks.scatter import RUNS, scatter
+from gradderiv.checks.values import value_of
 from gradderiv.numbers.dual import Dual, DualTensor
 from gradderiv.numbers.field import Field
 from gradderiv.numbers.rounding import Rounding, RoundingTensor
@@ -179,16 +180,15 @@ def dual(
     numbers, duals = Rounding(torch.float64), Dual()
 
     def fixed(x: Tensor) -> Tensor:
-        return duals.make(numbers.make(x))
+        return duals.make(numbers.make(x.clone()))  # a function that writes into its input writes into this
 
-    still = {n: fixed(call.values[n]) for n in call.moving} | {
-        n: fixed(x) for n, x in call.constants().items()
-    }
+    others = {n: call.values[n] for n in call.moving} | call.constants()
     found: list[dict[str, Expected]] = [{} for _ in aims]
     for name, several in directions.items():
         pairings: list[list[tuple[float, float]]] = [[] for _ in aims]
         for direction in several:
-            moved = duals.make(numbers.make(call.values[name]), numbers.make(direction))
+            moved = duals.make(numbers.make(call.values[name].clone()), numbers.make(direction.clone()))
+            still = {n: fixed(x) for n, x in others.items()}
             try:
                 outputs, _ = run(call, {**still, name: moved}, fixed)
             except Exception as error:
@@ -258,17 +258,17 @@ def _in_float64(call: Call) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
     constants = {name: x.double() for name, x in call.constants().items()}
 
     def on_tape(a: Mapping[str, Tensor]) -> list[Tensor]:
-        inputs = {name: tape.make(x.double()) for name, x in {**constants, **a}.items()}
+        inputs = {name: tape.make(x.double().clone()) for name, x in {**constants, **a}.items()}
         outputs, _ = run(call, inputs, lambda x: tape.make(x.double()))
         return [y.recorded.detach() if isinstance(y, TapeTensor) else y.double() for y in outputs]
 
     def itself(a: Mapping[str, Tensor]) -> list[Tensor]:
-        return call({**constants, **a})
+        return call({name: x.clone() for name, x in {**constants, **a}.items()})
 
     args = {name: call.values[name].double() for name in call.moving}
     try:
         with torch.no_grad():
-            own = itself({name: x.clone() for name, x in args.items()})
+            own = itself(args)
     except Exception:
         return on_tape
     if any(y.dtype != torch.float64 for y in own):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradderiv.numbers.number import Number, System
 from gradderiv.numbers.operands import arithmetic, aten, cast, is_bool, lift, no_meaning, pair
-from gradderiv.numbers.structure import broadcast, where
+from gradderiv.numbers.structure import broadcast, number, where
 
 
 def _dims(x: Number, dim: Any) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ def _pow(system: System, x: Number, exponent: Any) -> Number:
     if exponent != int(exponent):
         raise no_meaning(aten.pow.Tensor_Scalar, f"with the exponent {exponent}")
     if exponent == 0:
-        return lift(system, torch.ones(x.shape, dtype=torch.int64), x)
+        return system.born(torch.ones(x.shape, dtype=x.dtype, device=x.device), x)
     base = x if exponent > 0 else system.reciprocal(x)
     out = base
     for _ in range(abs(int(exponent)) - 1):
@@ -138,7 +138,7 @@ def _log(system: System, x: Number) -> Number:
 
 @arithmetic(aten._softmax.default)
 def _softmax(system: System, x: Number, dim: int, half_to_float: bool) -> Number:
-    out = system.softmax(x, dim % x.dim())
+    out = system.softmax(x, _dims(x, dim)[0]) if x.dim() else _pow(system, x, 0)
     return cast(out, torch.float32) if half_to_float else out
 
 
@@ -174,7 +174,8 @@ def _logsumexp(system: System, x: Number, dim: Any, keepdim: bool = False) -> An
 @arithmetic(aten.logaddexp.default)
 def _logaddexp(system: System, x: Any, y: Any) -> Number:
     x, y = pair(system, x, y)
-    return _logsumexp(system, torch.stack([x, y]), [0])
+    shape = torch.broadcast_shapes(x.shape, y.shape)
+    return _logsumexp(system, number(torch.stack([broadcast(x, shape), broadcast(y, shape)])), [0])
 
 
 @arithmetic(aten.amax.default)

@@ -29,7 +29,9 @@ class Reading(NamedTuple):
     def __str__(self) -> str:
         if self.root == 1:
             return str(self.ratio)
-        top = f"√{self.root}" if self.ratio.numerator == 1 else f"{self.ratio.numerator}√{self.root}"
+        top = f"{self.ratio.numerator}√{self.root}".replace("-1√", "-√").removeprefix(
+            "1" if self.ratio.numerator == 1 else ""
+        )
         return top if self.ratio.denominator == 1 else f"{top}/{self.ratio.denominator}"
 
 
@@ -41,7 +43,8 @@ def read(value: float, dtype: torch.dtype = torch.float64) -> Reading:
     for candidate in (Fraction(value).limit_denominator(small), _shortest_decimal(value, dtype)):
         if candidate and _is_written(float(candidate), value, dtype):
             return Reading(candidate)
-    square = Fraction(value * value).limit_denominator(small)
+    # a table of cosines has thousands of entries: in a narrow type only the smallest roots are no accident
+    square = Fraction(value * value).limit_denominator(small if dtype == torch.float64 else 8)
     if square and _is_written(math.copysign(math.sqrt(square), value), value, dtype):
         outer, root = _square_free(square.numerator * square.denominator)
         if root < LARGEST_ROOT:

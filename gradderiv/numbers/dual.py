@@ -54,6 +54,17 @@ class Dual(System):
     def constant(self, value: Tensor, dtype: torch.dtype) -> Number:
         return self._wrap({"p": value}, dtype)
 
+    def entering(self, value: Tensor, dtype: torch.dtype, like: Number) -> Number:
+        p = like.main
+        inner = isinstance(p, Number) and not isinstance(value, Number)
+        return self._wrap({"p": p.system.entering(value, dtype, p) if inner else value}, dtype)
+
+    def uninitialised(self, shape: torch.Size, like: Number) -> Number:
+        p = like.main
+        if isinstance(p, Number):
+            return self._wrap({"p": p.system.uninitialised(shape, p)}, like.dtype)
+        return super().uninitialised(shape, like)
+
     def born(self, value: Tensor, like: Number) -> Number:
         p = like.main
         return self._wrap({"p": p.system.born(value, p) if isinstance(p, Number) else value}, value.dtype)
@@ -92,6 +103,12 @@ class Dual(System):
         t = x.part("t")
         tangent = None if t is None else t.sum(dims, keepdim=keepdim)
         return self._result(x.main.sum(dims, keepdim=keepdim), [tangent], x.dtype)
+
+    def div(self, x: Number, y: Number) -> Number:
+        tx, ty = x.part("t"), y.part("t")
+        q = x.main / y.main
+        tangents = [None if tx is None else tx / y.main, None if ty is None else -(q * ty / y.main)]
+        return self._result(q, tangents, torch.promote_types(x.dtype, y.dtype))
 
     def reciprocal(self, x: Number) -> Number:
         r, t = torch.reciprocal(x.main), x.part("t")

@@ -16,6 +16,7 @@ it depends on the ``shift`` seed, and a proof must hold under two of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -130,6 +131,9 @@ class Field(System):
             value = value.long()
             size = float(value.abs().max().double().log2().clamp(min=0)) if value.numel() else 0.0
             lanes = [value.remainder(p) for p in self.primes]
+            for lane, p in zip(lanes, self.primes, strict=True):
+                if bool(((lane == 0) & (value != 0)).any()):
+                    raise DrawAgain(f"an integer constant is 0 mod {p}")
             return dict(zip(self.values, lanes, strict=True)), Degree(0, size)
         distinct, index = torch.unique(value.double(), return_inverse=True)
         readings = [read(float(x), dtype) for x in distinct]
@@ -139,7 +143,7 @@ class Field(System):
                 raise DrawAgain(f"the constant {reading} needs a root of {reading.root}", root=reading.root)
             if reading.ratio.denominator != 1:
                 self.readings[f"{float(reading.ratio) * reading.root**0.5:.6g} = {reading}"] = None
-            denominator = max(denominator, reading.ratio.denominator)
+            denominator = math.lcm(denominator, reading.ratio.denominator)
             numerator = max(numerator, abs(reading.ratio.numerator) * reading.root)
         lanes = [
             torch.tensor([self._residue(r, p) for r in readings], device=value.device)[index]
@@ -161,6 +165,9 @@ class Field(System):
     def lane(self, x: Number, j: int) -> Tensor:
         """The residues of x in lane j; x must have no log part."""
         return self._plain(x)[j]
+
+    def uninitialised(self, shape: torch.Size, like: Number) -> Number:
+        return self.random(*shape, dtype=like.dtype)
 
     def join(self, notes: list[Any]) -> Note:
         def joined(field: str) -> Degree | None:

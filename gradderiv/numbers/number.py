@@ -40,6 +40,22 @@ class Cell:
         self.note = note
 
 
+def _one_layout(parts: Parts, shown: Part) -> Parts:
+    """The parts with equal strides, none of them expanded, so that what is a view of one is a view of all."""
+    strides = shown.stride()
+    expanded = any(s == 0 and n > 1 for s, n in zip(strides, shown.shape, strict=True))
+    if not expanded and all(p.stride() == strides for p in parts.values()):
+        return parts
+    if expanded or any(isinstance(p, Number) for p in parts.values()):
+        return {name: p.contiguous() for name, p in parts.items()}
+    return {name: p if p.stride() == strides else _laid_out(p, shown) for name, p in parts.items()}
+
+
+def _laid_out(part: Part, like: Part) -> Part:
+    out = torch.empty_strided(like.shape, like.stride(), dtype=part.dtype, device=part.device)
+    return out.copy_(part)
+
+
 class Number(torch.Tensor):
     """A tensor of another kind of number. Make one with a :class:`System`, not by calling this class."""
 
@@ -140,7 +156,11 @@ class System:
     rank: ClassVar[int] = 0  # where two systems meet, the higher one takes the lower as its constants
 
     def wrap(self, parts: Parts, note: Any = None, dtype: torch.dtype = torch.float64) -> Number:
-        return self.tensor(self, Cell(parts, note), dtype)
+        return self.tensor(self, Cell(_one_layout(parts, parts[self.main]), note), dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> System:
+        """A system is where its numbers live: copies of them stay in it."""
+        return self
 
     def filled(self, like: Part, name: str) -> Part:
         """What a missing part stands for, spelled out."""
@@ -166,9 +186,17 @@ class System:
     def add(self, x: Number, y: Number) -> Number:
         raise NotImplementedError
 
+    def entering(self, value: Tensor, dtype: torch.dtype, like: Number) -> Number:
+        """An ordinary tensor that meets ``like`` in an operation."""
+        return self.constant(value, dtype)
+
     def born(self, value: Tensor, like: Number) -> Number:
         """An ordinary tensor, made by a program on the way, as a Number beside ``like``."""
         return self.constant(value, value.dtype)
+
+    def uninitialised(self, shape: torch.Size, like: Number) -> Number:
+        """A tensor whose entries nobody may rely on: NaN, where the system has it."""
+        return self.born(torch.full(shape, torch.nan, dtype=like.dtype, device=like.device), like)
 
     def neg(self, x: Number) -> Number:
         raise NotImplementedError

@@ -69,13 +69,33 @@ def lift(system: System, value: Any, like: Number | None = None) -> Number:
     """``value`` as a Number of ``system``; numbers of other kinds and ordinary tensors become constants."""
     if isinstance(value, Number) and system.accepts(value.system):
         return value
+    if isinstance(value, Number) and value.system.rank >= system.rank:
+        raise NoExactMeaning(
+            message(
+                "numbers that meet in one operation must come from one system",
+                f"a {type(value).__name__} of another system",
+                "two fields, two tables of symbols, or two formats in one program",
+                "make all inputs with one system",
+            )
+        )
     dtype = like.dtype if like is not None else torch.get_default_dtype()
+    if isinstance(value, Tensor) and value.is_complex():
+        raise NoExactMeaning(
+            message(
+                "exact arithmetic needs real constants",
+                f"dtype {value.dtype}",
+                "complex numbers have no residues here",
+                "write real and imaginary parts as two tensors",
+            )
+        )
+    if isinstance(value, complex):
+        return lift(system, torch.tensor(value), like)
     if not isinstance(value, Tensor):
         device = like.main.device if like is not None else None
         value = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None, device=device)
     elif value.dtype.is_floating_point and value.dim() > 0:
         dtype = value.dtype if like is None else torch.promote_types(dtype, value.dtype)
-    return system.constant(value, dtype)
+    return system.constant(value, dtype) if like is None else system.entering(value, dtype, like)
 
 
 def pair(system: System, x: Any, y: Any) -> tuple[Number, Number]:

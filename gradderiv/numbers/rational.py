@@ -26,13 +26,18 @@ class Rational:
         ordered = sorted(atoms, key=sp.default_sort_key)
         self.ring = PolyRing([f"g{i}" for i in range(max(len(ordered), 1))], sp.QQ)
         self.generators = dict(zip(ordered, self.ring.gens, strict=False))
-        self.roots = [g**2 - int(a.base) for a, g in self.generators.items() if a.is_Pow]
+        self.roots = [
+            g**2 - int(a.base) for a, g in self.generators.items() if a.is_Pow
+        ]  # of primes: independent
         self.known: dict[sp.Expr, Fraction] = {}
 
     def is_zero(self, difference: sp.Expr) -> bool:
         """Whether the expression vanishes identically."""
         numerator, _ = self.fraction(difference)
-        return bool((numerator.rem(self.roots) if self.roots else numerator) == 0)
+        return bool(self._reduced(numerator) == 0)
+
+    def _reduced(self, polynomial: Any) -> Any:
+        return polynomial.rem(self.roots) if self.roots else polynomial
 
     def fraction(self, e: sp.Expr) -> Fraction:
         """The expression as a numerator over powers of denominators."""
@@ -62,9 +67,15 @@ class Rational:
             top = self.ring.one
             for k, m in d.items():
                 top *= k ** (m * power)
+            if self._reduced(n) == 0:
+                raise ZeroDivisionError(f"{e.base} is identically zero, and divided by")
             return top, {n: power}
-        if e.is_Pow and e.exp.is_Rational and e.base.is_Integer:  # q^(j/2) = q^((j−1)/2) √q
-            return self.fraction(sp.sqrt(e.base) * sp.Integer(e.base) ** (e.exp - sp.Rational(1, 2)))
+        if _is_root(e):  # n^(j/2) = n^((j−1)/2) √n, √n the product of the roots of n's primes
+            top = self.ring(sp.QQ(1))
+            for prime, power in sp.factorint(e.base).items():
+                top *= prime ** (power // 2) * (self.generators[sp.sqrt(prime)] if power % 2 else 1)
+            n, d = self.fraction(sp.Integer(e.base) ** (e.exp - sp.Rational(1, 2)))
+            return n * top, d
         raise ValueError(f"{e} is no rational function of symbols, exponentials and square roots")
 
     def _sum(self, terms: list[Fraction]) -> Fraction:
@@ -80,10 +91,15 @@ class Rational:
         return numerator, common
 
 
+def _is_root(e: sp.Expr) -> bool:
+    """Whether e is an odd power of the root of a positive integer."""
+    return bool(e.is_Pow and e.base.is_Integer and e.base > 0 and (2 * e.exp).is_Integer)
+
+
 def _atoms(e: sp.Expr) -> set[sp.Expr]:
-    """Symbols, exponentials (not what stands inside them) and roots of integers."""
+    """Symbols, exponentials (not what stands inside them), and the roots of the primes under roots of integers."""
     if e.is_Symbol or isinstance(e, Exp):
         return {e}
-    if e.is_Pow and not e.exp.is_Integer:
-        return {sp.sqrt(e.base)}
+    if e.is_Pow and not e.exp.is_Integer and _is_root(e):
+        return {sp.sqrt(prime) for prime, power in sp.factorint(e.base).items() if power % 2}
     return set().union(*(_atoms(a) for a in e.args))

@@ -67,7 +67,8 @@ class Rounding(System):
         square = (self.u * v).nan_to_num(posinf=0.0, neginf=0.0).square()
         for e in errors:
             square = square + (e.square() if isinstance(e, Tensor) else e * e)
-        return self.wrap({"v": v, "e": square.sqrt().expand(v.shape)})
+        e = square.nan_to_num(nan=torch.inf, posinf=torch.inf).sqrt()  # what is unknown stays unknown
+        return self.wrap({"v": v, "e": e.expand(v.shape)})
 
     def _parts(self, *numbers: Number) -> list[Tensor]:
         return [t for x in numbers for t in (x.main, x.full("e"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from gradderiv.numbers.number import Number, Step, System
+from gradderiv.numbers.number import Number, System
 from gradderiv.numbers.operands import (
     ARITHMETIC,
     Handler,
@@ -32,7 +33,26 @@ VIEWS = {
     aten.lift_fresh.default,
 }  # fmt: skip
 
-SEVERAL = {aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int}
+
+def _rows(x: Number, dim: int = 0) -> list[tuple[Any, ...]]:
+    return [(aten.select.int, dim, i) for i in range(x.shape[dim])]
+
+
+def _pieces(x: Number, size: int, dim: int = 0) -> list[tuple[Any, ...]]:
+    return [(aten.slice.Tensor, dim, i, i + size) for i in range(0, x.shape[dim], max(size, 1))]
+
+
+def _pieces_of(x: Number, sizes: list[int], dim: int = 0) -> list[tuple[Any, ...]]:
+    ends = list(itertools.accumulate(sizes))
+    return [(aten.slice.Tensor, dim, end - n, end) for n, end in zip(sizes, ends, strict=True)]
+
+
+# views that come several at a time, as views that come one at a time: those may be written into under autograd too
+SEVERAL = {
+    aten.unbind.int: _rows,
+    aten.split.Tensor: _pieces,
+    aten.split_with_sizes.default: _pieces_of,
+}
 
 STRUCTURE = {
     aten.cat.default, aten.clone.default, aten.flip.default, aten.gather.default,
@@ -60,14 +80,11 @@ def view(system: System, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     def step(part: Any) -> Any:
         return func(part, *rest, **kwargs)
 
-    def view_of(step: Step) -> Number:
-        return system.tensor(system, x.cell, x.dtype, x, step)
-
     if func in SEVERAL:
-        pieces = range(len(step(x.main)))
-        out: Any = [view_of(lambda part, i=i: step(part)[i]) for i in pieces]  # type: ignore[misc]
-    else:
-        out = view_of(step)
+        pieces = SEVERAL[func](x, *rest, **kwargs)
+        out: Any = [view(system, single, (x, *where_), {}) for single, *where_ in pieces]
+        return return_and_correct_aliasing(func, args, kwargs, out)
+    out = system.tensor(system, x.cell, x.dtype, x, step)
     out = system.viewed(func, x, rest, out)
     return return_and_correct_aliasing(func, args, kwargs, out)
 
@@ -178,15 +195,23 @@ for _overload, _factory in {
     aten.zeros_like.default: torch.zeros_like,
     aten.ones_like.default: torch.ones_like,
     aten.full_like.default: torch.full_like,
-    aten.empty_like.default: torch.zeros_like,
     aten.new_zeros.default: Tensor.new_zeros,
     aten.new_ones.default: Tensor.new_ones,
     aten.new_full.default: Tensor.new_full,
-    aten.new_empty.default: Tensor.new_zeros,
-    aten.new_empty_strided.default: lambda t, size, stride: t.new_zeros(size),
     aten._efficientzerotensor.default: torch.zeros_like,
 }.items():
     ARITHMETIC[_overload] = _born(_factory)
+
+
+@arithmetic(aten.empty_like.default, aten.new_empty.default, aten.new_empty_strided.default)
+def _empty(
+    system: System, x: Number, size: Any = None, stride: Any = None, *, dtype: Any = None, **_: Any
+) -> Any:
+    shape = x.shape if size is None else torch.Size(size)
+    if dtype is not None and not dtype.is_floating_point:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+    out = system.uninitialised(shape, x)
+    return out if dtype is None else cast(out, dtype)
 
 
 @arithmetic(aten.diag_embed.default)

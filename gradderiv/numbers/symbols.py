@@ -59,6 +59,7 @@ class Symbols(System):
         self.fill = {}
         self.expressions: list[sp.Expr] = []
         self.index: dict[sp.Expr, int] = {}
+        self.empty = 0
         self.shifts: dict[tuple[int, ...], sp.Expr] = {}
 
     # ---- in and out
@@ -90,6 +91,10 @@ class Symbols(System):
             self.index[e] = len(self.expressions)
             self.expressions.append(e)
         return self.index[e]
+
+    def uninitialised(self, shape: torch.Size, like: Number) -> Number:
+        self.empty += 1
+        return self.symbols(f"empty{self.empty}", *shape)
 
     # ---- arithmetic
 

@@ -8,13 +8,15 @@ arguments are a white list: ``div(rounding_mode="floor")`` is another overload a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gradderiv.numbers import arithmetic  # noqa: F401  enters its handlers
 from gradderiv.numbers.number import Number, System
-from gradderiv.numbers.operands import ARITHMETIC, aten, no_meaning, system_of
+from gradderiv.numbers.operands import ARITHMETIC, aten, no_meaning, numbers_in, system_of
 from gradderiv.numbers.structure import STRUCTURE, VIEWS, broadcast, structure, view
 
 
@@ -25,7 +27,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return view(system, func, args, kwargs)
     if func in ARITHMETIC:
         try:
-            return ARITHMETIC[func](system, *args, **kwargs)
+            out = ARITHMETIC[func](system, *args, **kwargs)
+            return out if func._schema.is_mutable else _own(out, args)
         except TypeError as error:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise
@@ -39,6 +42,26 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if out is not NotImplemented:
         return out
     raise no_meaning(func)
+
+
+def _own(out: Any, args: tuple[Any, ...]) -> Any:
+    """A result that shares no memory with an operand, so that writing into one leaves the other alone."""
+    if not isinstance(out, Number):
+        return out
+    taken = {pointer for x in numbers_in(args) for pointer in _memory(x)}
+    if not taken.intersection(_memory(out)):
+        return out
+    parts = {name: torch.clone(out.part(name)) for name in out.names}
+    return out.system.wrap(parts, out.note, out.dtype)
+
+
+def _memory(x: Number) -> Iterator[int]:
+    """Where the parts of x lie, those of the numbers inside included."""
+    for part in x.cell.parts.values():
+        if isinstance(part, Number):
+            yield from _memory(part)
+        elif pointer := part.untyped_storage().data_ptr():
+            yield pointer
 
 
 def _functional(func: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_map_only
 
@@ -50,19 +51,28 @@ class TapeTensor(Number):
     ) -> Any:
         kwargs = kwargs or {}
         func = CUTS.get(func, func)
-        with enable_reentrant_dispatch(), torch.enable_grad():
+        with enable_reentrant_dispatch(), torch.enable_grad(), saved_tensors_hooks(_copied, _as_it_is):
             if func in VIEWS:
                 x = args[0]
                 return view(x.system, func, args, kwargs)
             system = next(a.system for a in _flat((args, kwargs)) if isinstance(a, TapeTensor))
             unwrapped_args, unwrapped = tree_map_only(TapeTensor, lambda t: t.main, (args, kwargs))
             out = func(*unwrapped_args, **unwrapped)
-        if func._schema.is_mutable:
-            return args[0]
-        return tree_map_only(Tensor, lambda t: system.wrap({"x": t}, None, t.dtype), out)
+            if func._schema.is_mutable:
+                return args[0]
+            return tree_map_only(Tensor, lambda t: system.wrap({"x": t}, None, t.dtype), out)
 
 
 Tape.tensor = TapeTensor
+
+
+def _copied(x: Tensor) -> Tensor:
+    """What an operation keeps for its derivative: a program without a tape may write over it."""
+    return x.detach().clone()
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _flat(tree: Any) -> list[Any]:

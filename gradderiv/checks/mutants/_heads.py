@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gradderiv.checks.mutants.mutant import BACKWARD, FORWARD, Mutant
-from gradderiv.checks.mutants.stages import Pass, join_heads
+from gradderiv.checks.mutants.stages import Pass
+from gradderiv.checks.mutants.tools import join_heads
 
 
 def split_by_reshape(X: Tensor, h: int) -> Tensor:

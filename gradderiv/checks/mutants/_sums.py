@@ -7,7 +7,8 @@ from torch import Tensor
 
 from gradderiv.checks.catalog import Options, Tensors
 from gradderiv.checks.mutants.mutant import BACKWARD, Mutant
-from gradderiv.checks.mutants.stages import Layer, Pass, tall, tangents
+from gradderiv.checks.mutants.stages import Layer, Pass, tangents
+from gradderiv.checks.mutants.tools import tall
 from gradderiv.numbers.dual import Dual
 
 BLOCK = 4  # rows of a tile

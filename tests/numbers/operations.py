@@ -1,0 +1,324 @@
+"""The operations of the table, one case each or more: {name: (function, shapes of its arguments)}."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+aten = torch.ops.aten
+MASK = torch.tensor([[True, False, True], [False, True, True]])
+ROWS, COLUMN = torch.tensor([1, 0, 1, 1]), torch.tensor([[2, 0], [1, 1]])
+
+# Polynomial and structural operations. Their arguments are eighths, so that float64 is exact and torch itself
+# is the reference: {name: (function, shapes of the arguments)}.
+EXACT_IN_FLOAT64 = {
+    "add": (aten.add.Tensor, [(2, 3), (2, 3)]),
+    "add broadcast": (aten.add.Tensor, [(2, 1, 3), (4, 1)]),
+    "add alpha": (lambda x, y: aten.add.Tensor(x, y, alpha=-3), [(2, 3), (3,)]),
+    "add scalar": (lambda x: aten.add.Scalar(x, 0.5, 2), [(2, 3)]),
+    "sub": (aten.sub.Tensor, [(2, 3), (3,)]),
+    "sub alpha": (lambda x, y: aten.sub.Tensor(x, y, alpha=0.25), [(2, 3), (3,)]),
+    "sub scalar": (lambda x: aten.sub.Scalar(x, 0.5, 2), [(2, 3)]),
+    "rsub scalar": (lambda x: aten.rsub.Scalar(x, 0.5, 2), [(2, 3)]),
+    "rsub tensor": (lambda x, y: aten.rsub.Tensor(x, y, alpha=3), [(2, 3), (2, 3)]),
+    "one minus": (lambda x: 1 - x, [(2, 3)]),
+    "neg": (aten.neg.default, [(2, 3)]),
+    "mul": (aten.mul.Tensor, [(2, 3), (2, 1)]),
+    "mul scalar": (lambda x: aten.mul.Scalar(x, -0.75), [(2, 3)]),
+    "mul by a mask": (lambda x: x * MASK, [(2, 3)]),
+    "mask times": (lambda x: MASK * x, [(3,)]),
+    "halves": (lambda x: x / 2, [(2, 3)]),
+    "square": (aten.square.default, [(2, 3)]),
+    "cube": (lambda x: aten.pow.Tensor_Scalar(x, 3), [(2, 3)]),
+    "power 1": (lambda x: x**1.0, [(2, 3)]),
+    "power 0": (lambda x: x**0, [(2, 3)]),
+    "mm": (aten.mm.default, [(2, 4), (4, 3)]),
+    "bmm": (aten.bmm.default, [(2, 2, 4), (2, 4, 3)]),
+    "matmul broadcast": (torch.matmul, [(2, 1, 2, 4), (3, 4, 3)]),
+    "mv": (aten.mv.default, [(2, 4), (4,)]),
+    "dot": (aten.dot.default, [(4,), (4,)]),
+    "addmm": (lambda c, x, y: aten.addmm.default(c, x, y, beta=2, alpha=-0.5), [(3,), (2, 4), (4, 3)]),
+    "addmm beta 0": (lambda c, x, y: aten.addmm.default(c, x, y, beta=0), [(2, 3), (2, 4), (4, 3)]),
+    "baddbmm": (aten.baddbmm.default, [(2, 2, 3), (2, 2, 4), (2, 4, 3)]),
+    "einsum": (lambda x, y: torch.einsum("bij,bkj->bik", x, y), [(2, 2, 3), (2, 4, 3)]),
+    "linear": (torch.nn.functional.linear, [(2, 5, 3), (4, 3), (4,)]),
+    "kron": (torch.kron, [(2, 2), (1, 3)]),
+    "sum": (aten.sum.default, [(2, 3)]),
+    "sum dim": (lambda x: aten.sum.dim_IntList(x, [-1, 0], True), [(2, 3, 2)]),
+    "sum of no dims": (lambda x: x.sum([]), [(2, 3)]),
+    "mean of 4": (aten.mean.default, [(2, 2)]),
+    "mean dim": (lambda x: aten.mean.dim(x, [1], True), [(3, 2)]),
+    "where": (lambda x, y: aten.where.self(MASK, x, y), [(2, 3), (3,)]),
+    "where scalar": (lambda x: torch.where(MASK, 0.5, x), [(2, 3)]),
+    "masked_fill": (lambda x: aten.masked_fill.Scalar(x, MASK, 0.5), [(2, 3)]),
+    "masked_fill tensor": (lambda x: aten.masked_fill.Tensor(x, MASK, torch.tensor(-2.0)), [(2, 3)]),
+    "tril": (lambda x: aten.tril.default(x, 1), [(2, 3, 4)]),
+    "triu": (lambda x: aten.triu.default(x, -1), [(3, 3)]),
+    "cat": (lambda x, y: aten.cat.default([x, y], 1), [(2, 3), (2, 1)]),
+    "cat with constants": (lambda x: torch.cat([torch.ones(1, 3), x]), [(2, 3)]),
+    "stack": (lambda x, y: aten.stack.default([x, y], -1), [(2, 3), (2, 3)]),
+    "clone": (aten.clone.default, [(2, 3)]),
+    "contiguous": (aten.contiguous.default, [(2, 3)]),
+    "flip": (lambda x: aten.flip.default(x, [1]), [(2, 3)]),
+    "roll": (lambda x: aten.roll.default(x, [1], [1]), [(2, 3)]),
+    "repeat": (lambda x: aten.repeat.default(x, [2, 1, 2]), [(2, 3)]),
+    "repeat_interleave": (lambda x: x.repeat_interleave(2, 0), [(2, 3)]),
+    "gather": (lambda x: aten.gather.default(x, 1, COLUMN), [(2, 3)]),
+    "index": (lambda x: aten.index.Tensor(x, [None, ROWS]), [(2, 3)]),
+    "index by mask": (lambda x: x[MASK], [(2, 3)]),
+    "index_select": (lambda x: aten.index_select.default(x, 0, ROWS), [(2, 3)]),
+    "diag_embed": (lambda x: aten.diag_embed.default(x, 1, -2, -1), [(2, 3)]),
+    "to float32": (lambda x: aten._to_copy.default(x, dtype=torch.float32), [(2, 3)]),
+    "copy": (aten.copy.default, [(2, 3), (3,)]),
+    "alias": (aten.alias.default, [(2, 3)]),
+    "detach": (aten.detach.default, [(2, 3)]),
+    "diagonal": (lambda x: aten.diagonal.default(x, 1, 0, 1), [(3, 3)]),
+    "expand": (lambda x: aten.expand.default(x, [4, 2, 3]), [(2, 1)]),
+    "permute": (lambda x: aten.permute.default(x, [2, 0, 1]), [(2, 3, 4)]),
+    "select": (lambda x: aten.select.int(x, 1, -1), [(2, 3)]),
+    "slice": (lambda x: aten.slice.Tensor(x, 1, 1, 4, 2), [(2, 5)]),
+    "split": (lambda x: aten.split.Tensor(x, 2, 1), [(2, 5)]),
+    "split_with_sizes": (lambda x: aten.split_with_sizes.default(x, [1, 4], 1), [(2, 5)]),
+    "squeeze": (aten.squeeze.default, [(2, 1, 3)]),
+    "squeeze dim": (lambda x: aten.squeeze.dim(x, 1), [(2, 1, 3)]),
+    "squeeze dims": (lambda x: aten.squeeze.dims(x, [1, 3]), [(2, 1, 3, 1)]),
+    "t": (aten.t.default, [(2, 3)]),
+    "transpose": (lambda x: aten.transpose.int(x, -1, 0), [(2, 3, 4)]),
+    "unbind": (lambda x: aten.unbind.int(x, 1), [(2, 3)]),
+    "unfold": (lambda x: aten.unfold.default(x, 1, 2, 1), [(2, 4)]),
+    "unsqueeze": (lambda x: aten.unsqueeze.default(x, 1), [(2, 3)]),
+    "view": (lambda x: aten.view.default(x, [3, 2]), [(2, 3)]),
+    "_reshape_alias": (lambda x: aten._reshape_alias.default(x, [3, 2], [2, 1]), [(2, 3)]),
+    "_unsafe_view": (lambda x: aten._unsafe_view.default(x, [6]), [(2, 3)]),
+    "lift_fresh": (aten.lift_fresh.default, [(2, 3)]),
+    "reshape of a transpose": (lambda x: x.mT.reshape(-1), [(2, 3)]),
+    "iteration": (list, [(2, 3)]),
+    "zeros_like": (aten.zeros_like.default, [(2, 3)]),
+    "ones_like": (aten.ones_like.default, [(2, 3)]),
+    "full_like": (lambda x: aten.full_like.default(x, -0.5), [(2, 3)]),
+    "new_zeros": (lambda x: aten.new_zeros.default(x, [4]), [(2, 3)]),
+    "new_ones": (lambda x: aten.new_ones.default(x, [4]), [(2, 3)]),
+    "new_full": (lambda x: aten.new_full.default(x, [4], 0.5), [(2, 3)]),
+    "written over": (lambda x, y: aten.copy_.default(aten.clone.default(x), y), [(2, 3), (3,)]),
+    "zero_": (lambda x: aten.zero_.default(x.clone()), [(2, 3)]),
+    "fill_": (lambda x: aten.fill_.Scalar(x.clone(), 2.5), [(2, 3)]),
+    "fill_ tensor": (lambda x: aten.fill_.Tensor(x.clone(), torch.tensor(2.5)), [(2, 3)]),
+    "add_": (lambda x, y: aten.add_.Tensor(x.clone(), y, alpha=2), [(2, 3), (3,)]),
+    "mul_": (lambda x, y: aten.mul_.Tensor(x.clone(), y), [(2, 3), (3,)]),
+    "sub_ of itself": (lambda x: x.clone().sub_(x), [(2, 3)]),
+    "neg_": (lambda x: aten.neg_.default(x.clone()), [(2, 3)]),
+    "masked_fill_": (lambda x: x.clone().masked_fill_(MASK, 1.5), [(2, 3)]),
+    "addmm_": (lambda c, x, y: c.clone().addmm_(x, y), [(2, 3), (2, 4), (4, 3)]),
+    "slice_backward": (lambda g: aten.slice_backward.default(g, [2, 6], 1, 1, 6, 2), [(2, 3)]),
+    "select_backward": (lambda g: aten.select_backward.default(g, [2, 4, 3], 1, -1), [(2, 3)]),
+    "diagonal_backward": (lambda g: aten.diagonal_backward.default(g, [3, 4], 1, 0, 1), [(3,)]),
+    "softmax backward": (
+        lambda g, P: aten._softmax_backward_data.default(g, P, -1, torch.float64),
+        [(2, 3), (2, 3)],
+    ),
+}  # fmt: skip
+
+
+# Operations that divide: {name: (function, the same on arrays of fractions, shapes)}.
+FRACTIONS = {
+    "div": (aten.div.Tensor, lambda x, y: x / y, [(2, 3), (2, 3)]),
+    "div broadcast": (aten.div.Tensor, lambda x, y: x / y, [(2, 3), (2, 1)]),
+    "div by a scalar": (lambda x: aten.div.Scalar(x, 7.0), lambda x: x / 7, [(2, 3)]),
+    "a scalar divided": (lambda x: 3 / x, lambda x: 3 / x, [(2, 3)]),
+    "reciprocal": (aten.reciprocal.default, lambda x: 1 / x, [(2, 3)]),
+    "power -2": (lambda x: aten.pow.Tensor_Scalar(x, -2), lambda x: 1 / x**2, [(2, 3)]),
+    "mean": (aten.mean.default, lambda x: np.array(x.sum() / 6), [(2, 3)]),
+    "mean dim": (lambda x: x.mean((0, 2)), lambda x: x.sum((0, 2)) / 21, [(3, 2, 7)]),
+    "one tenth": (lambda x: x * 0.1, lambda x: x / 10, [(2, 3)]),
+    "a third more": (
+        lambda x: x + torch.tensor(1 / 3, dtype=torch.float64),
+        lambda x: x + Fraction(1, 3),
+        [(2, 3)],
+    ),
+    "three sevenths, row by row": (
+        lambda x: torch.tensor([3 / 7, 1e-5, 2.5], dtype=torch.float64) * x,
+        lambda x: x * np.array([Fraction(3, 7), Fraction(1, 100_000), Fraction(5, 2)]),
+        [(2, 3)],
+    ),
+    "div_": (lambda x, y: x.clone().div_(y), lambda x, y: x / y, [(2, 3), (3,)]),
+}
+
+
+# What has no exact reference: {name: (function, shapes)}, for positive arguments.
+ANALYTIC = {
+    "exp": (aten.exp.default, [(2, 3)]),
+    "log": (aten.log.default, [(2, 3)]),
+    "softmax": (lambda x: aten._softmax.default(x, -1, False), [(2, 3)]),
+    "softmax dim": (lambda x: torch.softmax(x, 0), [(2, 3)]),
+    "log_softmax": (lambda x: aten._log_softmax.default(x, 1, False), [(2, 3)]),
+    "log_softmax backward": (
+        lambda g, x: aten._log_softmax_backward_data.default(g, x.log(), -1, torch.float64),
+        [(2, 3), (2, 3)],
+    ),
+    "logsumexp": (lambda x: aten.logsumexp.default(x, [1], True), [(2, 3)]),
+    "logsumexp of all": (lambda x: torch.logsumexp(x, (0, 1)), [(2, 3)]),
+    "logaddexp": (aten.logaddexp.default, [(2, 3), (3,)]),
+    "masked softmax": (lambda x: torch.softmax(x.masked_fill(~MASK, -torch.inf), -1), [(2, 3)]),
+}
+SHIFTS = {
+    "amax": (lambda x: aten.amax.default(x, [1], True), [(2, 3)]),
+    "amax of all": (lambda x: x.amax(), [(2, 3)]),
+    "maximum": (aten.maximum.default, [(2, 3), (3,)]),
+}
+
+
+# ---------------------------------------------------------------- programs that write into tensors and views of them
+
+
+def _add_to_a_slice(x, y):
+    z = x.clone()
+    z[1:, ::2] += y[1:, ::2]
+    return z
+
+
+def _row_by_row(x, y):
+    z = torch.zeros_like(x)
+    for i in range(x.shape[0]):
+        z[i] = x[i] * y[i]
+    return z
+
+
+def _view_of_a_view(x, y):
+    z = x.clone()
+    z.mT[2].mul_(3)
+    z.view(-1)[::5].neg_()
+    z[1:].t()[0:1].copy_(y[:1, :2])
+    return z
+
+
+def _unbound_rows(x, y):
+    z = x.clone()
+    a, b, _ = z.unbind(0)
+    a.add_(b)
+    return z * y
+
+
+def _halves(x, y):
+    z = x.clone()
+    left, right = z.split(2, 1)
+    right.copy_(left * y[:, :2])
+    first, *_ = z.chunk(3, 0)
+    first.sub_(1.5)
+    return z
+
+
+def _diagonal(x, y):
+    z = x.clone()
+    z.diagonal().zero_()
+    z[:, 1:].diagonal().fill_(2.5)
+    z.diagonal(-1).copy_(y.diagonal(-1))
+    return z
+
+
+def _broadcast_into_a_row(x, y):
+    z = x.clone()
+    z[0] = y[1].sum()
+    z[1] = 0.5
+    z[2].fill_(-1)
+    return z
+
+
+def _the_view_sees_the_base(x, y):
+    z = x.clone()
+    view, deeper = z[1], z[1:][0, 1:]
+    z.mul_(2)
+    z[1, 3] = 0.25
+    return view * y[1], deeper + 1
+
+
+def _the_base_sees_the_view(x, y):
+    z = x.clone()
+    z[1].mul_(y[0])
+    return z + 0, z.sum(0)
+
+
+def _swapped_rows(x, y):
+    z = x.clone()
+    z[0], z[1] = z[1].clone(), z[0].clone()
+    return z @ y.mT
+
+
+def _accumulated(x, y):
+    total = x.new_zeros(x.shape[1])
+    for i in range(x.shape[0]):
+        total += x[i] * y[i]
+    return total, total / 2
+
+
+def _detached_alias(x, y):
+    z = x.clone()
+    z.detach()[0].zero_()
+    return z * y
+
+
+def _reshaped(x, y):
+    z = x.clone()
+    z.reshape(4, 3)[1] = 0  # a view
+    z.mT.reshape(-1)[0] = 5  # a copy
+    z.contiguous()[2, 0] = 6  # a view
+    z.mT.contiguous()[0, 1] = 7  # a copy
+    return z - y
+
+
+def _permuted(x, y):
+    z = torch.stack([x, y])
+    z.permute(2, 0, 1)[1, 0] = z[1, :, 0]
+    z.movedim(0, 1)[2].neg_()
+    z.unsqueeze(0)[0, 1].sub_(x)
+    z.squeeze()[0, 0, 0] = 1
+    return z
+
+
+def _masked_in_place(x, y):
+    z = x.clone()
+    z[:2].masked_fill_(_TRIANGLE, 0.5)
+    return z * y
+
+
+_TRIANGLE = torch.ones(2, 4, dtype=torch.bool).tril()
+
+
+def _results_are_fresh(x, y):
+    """What was computed from x is written over; x must stay."""
+    z = x.clone()
+    for f in (
+        lambda a: a + 1, lambda a: a - 1, lambda a: 1 - a, lambda a: -a, lambda a: a * 1, lambda a: a / 1, lambda a: a**1,
+        lambda a: a + y, lambda a: torch.where(_ALL, a, y), lambda a: a.masked_fill(~_ALL, 0), lambda a: torch.cat([a]),
+        lambda a: a * _ALL, lambda a: a.repeat(1, 1), lambda a: a.to(torch.float32), lambda a: a.roll(0, 0), lambda a: a.tril(9),
+        lambda a: a.flip(0), lambda a: a.mT.contiguous(), lambda a: a.index_select(0, _ROWS),
+    ):  # fmt: skip
+        f(z).mul_(3)
+    return z
+
+
+def _a_constant_is_written_into(x, y):
+    z, ones = x * 0 + 1, x**0
+    z[0], ones[1] = y[0], y[1]
+    return z, ones * x
+
+
+_ALL, _ROWS = torch.ones(3, 4, dtype=torch.bool), torch.arange(3)
+
+
+def _a_broadcast_sum_is_written_into(x, y):
+    z = x[0] + torch.zeros_like(y)
+    z[1] = 0
+    z[2, 1:].mul_(y[2, 1:])
+    return z
+
+
+WRITES = {
+    f.__name__.strip("_").replace("_", " "): f
+    for f in (
+        _add_to_a_slice, _row_by_row, _view_of_a_view, _unbound_rows, _halves, _diagonal, _broadcast_into_a_row,
+        _the_view_sees_the_base, _the_base_sees_the_view, _swapped_rows, _accumulated, _detached_alias, _reshaped,
+        _permuted, _masked_in_place, _results_are_fresh, _a_broadcast_sum_is_written_into, _a_constant_is_written_into,
+    )
+}  # fmt: skip
