@@ -67,7 +67,9 @@ def test_a_function_and_a_subpackage_never_share_a_name() -> None:
 
 
 def test_production_code_does_not_import_sympy() -> None:
-    done = python("import sys, gradderiv.functional, gradderiv.rules.multihead; print('sympy' in sys.modules)")
+    done = python(
+        "import sys, gradderiv.functional, gradderiv.rules.multihead; print('sympy' in sys.modules)"
+    )
     before = python("import sys, torch; print('sympy' in sys.modules)")
     assert done.stdout == before.stdout, done.stderr
 

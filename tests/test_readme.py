@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import doctest
 import io
 import re
 import shlex
@@ -14,7 +13,6 @@ import pytest
 from gradderiv.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 TIME = re.compile(r"\d+(\.\d+)? s\b")
 
 
@@ -22,33 +20,50 @@ def fenced(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
-@pytest.mark.parametrize("session", fenced("pycon"))
+@pytest.mark.parametrize("session", fenced("pycon"), ids=lambda s: s.splitlines()[-1][:40])
 def test_python_sessions(session: str) -> None:
-    assert failures(session) == ""
+    replay(session)
 
 
-def failures(session: str) -> str:
-    out = io.StringIO()
-    test = doctest.DocTestParser().get_doctest(session, {}, "README", "README.md", 0)
-    doctest.DocTestRunner(optionflags=FLAGS).run(test, out=out.write, clear_globs=False)
-    return out.getvalue()
+def replay(session: str) -> None:
+    """Run a session statement by statement; each prints what stands below it, but for seconds and ``[…]``."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    for statement, expected in re.findall(
+        r"^>>> (.*\n(?:^\.\.\. .*\n)*)((?:^(?!>>> ).*\n?)*)", session, re.M
+    ):
+        code = re.sub(r"^\.\.\. ", "", statement, flags=re.M)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            try:
+                exec(compile(code + "\n", "README.md", "single"), names)
+            except Exception as error:
+                print(f"Traceback (most recent call last):\n{type(error).__name__}: {error}")
+        assert_reads(out.getvalue(), expected)
+
+
+def assert_reads(printed: str, expected: str) -> None:
+    pattern = re.escape(squeezed(expected)).replace(re.escape("[…]"), ".*?")
+    assert re.fullmatch(pattern, squeezed(printed), re.S), printed
 
 
 def test_a_session_that_says_something_else_is_found() -> None:
-    assert "Expected" in failures(">>> 1 + 1\n3\n")
+    replay(">>> for i in range(2):\n...     print(i)\n0\n1\n>>> 1 + 1\n2\n")
+    for wrong in (">>> 1 + 1\n3\n", ">>> x = 1\n1\n", ">>> 1 / 0\n"):
+        with pytest.raises(AssertionError):
+            replay(wrong)
 
 
 @pytest.mark.parametrize("session", fenced("console"), ids=lambda s: s.splitlines()[0][2:60])
 def test_command_sessions(session: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for command, expected in re.findall(r"^\$ gradderiv (.*)\n((?:(?!\$ ).*\n?)*)", session, re.M):
-        out = io.StringIO()
-        out.isatty = lambda: False  # type: ignore[method-assign]
+        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
         with contextlib.redirect_stdout(out):
             status = main(shlex.split(command))
-        assert status == 0, out.getvalue()
-        pattern = re.escape(squeezed(expected)).replace(re.escape("[…]"), ".*?")
-        assert re.fullmatch(pattern, squeezed(out.getvalue()), re.S), out.getvalue()
+        out.seek(0)
+        printed = out.read()
+        assert status == 0, printed
+        assert_reads(printed, expected)
 
 
 def squeezed(text: str) -> str:

@@ -30,7 +30,7 @@ STEPS = range(
     -31, 3, 6
 )  # log₂ of the steps tried, in units of the next power of two above the largest entry; then halfway
 SHORT = 2.0**-20  # the very short step, in the same units
-PROBES = 3  # entries with large quotients, and as many others, that the step is chosen by
+PROBES = 2  # entries with large quotients, and as many others, that the step is chosen by
 TRUNCATION = 2.0  # times |D(h) − D(h/2)|, which is 15 times what theory leaves in D(h/2)
 NOISE = 20.0  # standard deviations of the rounding of f that its bound takes
 CHUNK = 2**21  # numbers that one vectorised call may hold

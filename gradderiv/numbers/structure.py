@@ -48,7 +48,7 @@ def _pieces_of(x: Number, sizes: list[int], dim: int = 0) -> list[tuple[Any, ...
 
 
 # views that come several at a time, as views that come one at a time: those may be written into under autograd too
-SEVERAL = {
+SEVERAL: dict[Any, Callable[..., list[tuple[Any, ...]]]] = {
     aten.unbind.int: _rows,
     aten.split.Tensor: _pieces,
     aten.split_with_sizes.default: _pieces_of,

@@ -1,0 +1,147 @@
+"""The kill table: as declared, and not as declared when something is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from gradderiv.checks.kill import KillTable, kill_table
+from gradderiv.checks.mutants import MUTANTS, RIGHT, Mutant
+from gradderiv.checks.mutants.stages import Pass
+from gradderiv.checks.oracles import ORACLES
+from gradderiv.errors import InputError
+
+CHEAP = ("forward", "field", "identities")
+
+
+@pytest.fixture(scope="module")
+def whole() -> KillTable:
+    return kill_table()
+
+
+def test_the_whole_table_is_as_declared(whole: KillTable) -> None:
+    assert whole.as_declared, str(whole.text())
+    assert len(whole.cells) == (len(MUTANTS) + 1) * len(ORACLES)
+
+
+def test_nobody_kills_the_right_layer_and_everybody_was_asked(whole: KillTable) -> None:
+    assert {c.outcome for c in whole.select(mutant=RIGHT.id)} == {"alive"}
+
+
+def test_every_mutant_is_killed_and_every_oracle_kills(whole: KillTable) -> None:
+    killed = whole.select(outcome="killed")
+    assert {c.mutant for c in killed} == set(MUTANTS)
+    assert {c.oracle for c in killed} == set(ORACLES)
+
+
+def test_every_wrong_formula_shows_in_double_precision(whole: KillTable) -> None:
+    for mutant in MUTANTS.values():
+        if mutant.kind == "formula":
+            assert "float64" in whole.cell(mutant.id, "autograd").numbers, mutant.id
+
+
+def test_a_kill_says_where_it_was_seen(whole: KillTable) -> None:
+    assert all(c.detail and c.problems and c.numbers for c in whole.select(outcome="killed"))
+
+
+def test_the_table_as_text_fits_a_terminal(whole: KillTable) -> None:
+    text = str(whole)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "(right)" in text.splitlines()[1]
+    assert f"{len(MUTANTS)} of {len(MUTANTS)} mutants killed" in text
+    for mutant in MUTANTS.values():
+        assert mutant.what.split()[0] in text
+    for reason in {c.reason for c in whole.cells if c.mutant != RIGHT.id}:
+        assert " ".join(reason.split()) in " ".join(text.split())
+    whole.text(unicode=False).encode("ascii")
+
+
+def test_the_table_as_json(whole: KillTable) -> None:
+    document = json.loads(whole.to_json())
+    assert document["as_declared"] is True
+    assert len(document["cells"]) == len(whole.cells)
+    assert [m["id"] for m in document["mutants"]] == [RIGHT.id, *MUTANTS]
+    assert {"schema_version", "gradderiv", "torch", "python", "seed"} <= set(document)
+
+
+# ---------------------------------------------------------------- the table can be not as declared
+
+
+def dS(c: Pass) -> torch.Tensor:
+    return c.P * (c.dP - (c.P * c.dP).sum(-1, keepdim=True))
+
+
+def complaint(mutant: Mutant, *oracles: str) -> str:
+    table = kill_table([mutant], oracles or CHEAP)
+    assert not table.as_declared
+    assert {c.mutant for c in table.mistakes} == {mutant.id}
+    text = " ".join(table.text().split())
+    assert "NOT as declared" in text
+    return text
+
+
+def test_a_twin_that_is_secretly_right_is_noticed() -> None:
+    twin = dataclasses.replace(MUTANTS["softmax-no-rowsum"], id="twin", replaced={"dS": dS})
+    assert "twin under field: must be killed, and is alive" in complaint(twin)
+
+
+def test_a_kill_that_was_declared_impossible_is_noticed() -> None:
+    mutant = MUTANTS["transpose-dK"]
+    modest = dataclasses.replace(mutant, kills=mutant.kills - {"field"}, reasons={"field": "no reason"})
+    assert "transpose-dK under field: is killed" in complaint(modest)
+
+
+def test_a_cell_that_nobody_declared_is_noticed() -> None:
+    silent = dataclasses.replace(RIGHT, id="silent", kind="formula", problems=("tiny-h1",))
+    assert "neither a kill nor a reason is declared" in complaint(silent, "field")
+
+
+def test_a_mutant_that_raises_is_an_error_and_no_kill() -> None:
+    def broken(c: Pass) -> torch.Tensor:
+        raise RuntimeError("broken on purpose")
+
+    mutant = dataclasses.replace(MUTANTS["softmax-no-rowsum"], id="broken", replaced={"dS": broken})
+    assert "broken under field: it raised RuntimeError: broken on purpose" in complaint(mutant)
+    assert kill_table([mutant], ["field"]).cell("broken", "field").outcome == "error"
+
+
+def test_what_has_no_exact_meaning_is_inconclusive_and_no_kill() -> None:
+    table = kill_table(["mask-from-zero"], ["field", "autograd"])
+    assert table.cell("mask-from-zero", "field").outcome == "inconclusive"
+    assert table.cell("mask-from-zero", "autograd").outcome == "killed"
+    assert table.as_declared
+
+
+def test_what_is_skipped_is_not_run() -> None:
+    mutant = dataclasses.replace(MUTANTS["transpose-dK"], skips={"field": "not today"})
+    cell = kill_table([mutant], ["field", "forward", "autograd"]).cell("transpose-dK", "field")
+    assert (cell.outcome, cell.reason, cell.as_declared, cell.seconds) == ("not run", "not today", True, 0.0)
+
+
+def test_a_table_that_demands_nothing_is_not_as_declared() -> None:
+    assert not kill_table([RIGHT], ["forward"]).as_declared
+
+
+def test_another_seed_gives_the_same_table() -> None:
+    chosen = ["delta-strides", "entry-too-large", "scale-twice"]
+    cheap = ["autograd", "field", "identities"]
+    outcomes = [[c.outcome for c in kill_table(chosen, cheap, seed=seed).cells] for seed in (1, 2)]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_progress_and_threads() -> None:
+    steps: list[tuple[int, int, str]] = []
+    before = torch.get_num_threads()
+    kill_table(["transpose-dK"], ["forward"], progress=lambda *step: steps.append(step))
+    assert steps == [(0, 2, "(right)"), (1, 2, "transpose-dK"), (2, 2, "")]
+    assert torch.get_num_threads() == before
+
+
+def test_an_unknown_name_says_which_are_known() -> None:
+    with pytest.raises(InputError, match=r"(?s)mutant must be in its table.*transpose-dK"):
+        kill_table(["transpose-dk"])
+    with pytest.raises(InputError, match=r"(?s)oracle must be in its table.*finite differences"):
+        kill_table(["transpose-dK"], ["fields"])
