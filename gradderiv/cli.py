@@ -139,8 +139,6 @@ def bench_verify(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; the exit status says how it ended."""
-    import click
-
     from gradderiv.errors import GradderivError
 
     for stream in (sys.stdout, sys.stderr):
@@ -148,12 +146,12 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         status = app(args=arguments, prog_name="gradderiv", standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return int(stop.exit_code)
-    except click.exceptions.Abort:
+    except typer.Abort:
         return _say("interrupted", 130)
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
+    except typer.TyperException as error:
+        getattr(error, "show", lambda: _say(str(error), 2))()  # a usage error shows its command's usage too
         return 2
     except KeyboardInterrupt:
         return _say("interrupted", 130)

@@ -38,7 +38,7 @@ from gradderiv.checks.witnesses import (
     taped,
 )
 
-DIRECTIONS = 3
+DIRECTIONS = 2
 LARGE = 2**16  # entries of all arguments, from which one direction has to do
 ALL, SCALED = "all outputs", "all outputs, scaled"
 

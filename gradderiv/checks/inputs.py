@@ -31,7 +31,6 @@ def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | 
                 "gradderiv.check(f, inputs), not gradderiv.check(f(*inputs), inputs)",
             )
         )
-    name = getattr(function, "__qualname__", None) or type(function).__name__
     by_name = isinstance(inputs, Mapping)
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
@@ -66,7 +65,7 @@ def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | 
     detached = {n: x.detach() if isinstance(x, Tensor) else x for n, x in values.items()}
     return Call(
         function,
-        name.rpartition("<locals>.")[2].replace("<lambda>", "function"),
+        _name(function),
         detached,
         tuple(moving),
         by_name,
@@ -172,6 +171,15 @@ def _require_output(call: Call, k: int, first: Tensor, second: Tensor) -> None:
                 "give such rows a value, or pass smaller inputs",
             )
         )
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """``attention`` of a function or a module's class, ``Attention`` of ``Attention.apply``."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner.__name__
+    name = getattr(function, "__qualname__", None) or type(function).__name__
+    return str(name).rpartition("<locals>.")[2].replace("<lambda>", "function")
 
 
 def _parameters(function: Callable[..., Any], count: int) -> list[str]:

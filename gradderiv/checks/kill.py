@@ -9,6 +9,7 @@ not killed; an error never is as declared.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import platform
 import time
@@ -120,7 +121,7 @@ def kill_table(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> KillTable:
-    """Run every mutant, and the right layer before them, against every oracle.
+    """Run every mutant against every oracle, and before them the right layer, on every problem that is used.
 
     Args:
         mutants: mutants or their names; all of them when None.
@@ -131,10 +132,9 @@ def kill_table(
     Raises:
         InputError: a name that is not in its table.
     """
-    chosen = [
-        RIGHT,
-        *(_named("mutant", m, MUTANTS) if isinstance(m, str) else m for m in mutants or MUTANTS.values()),
-    ]
+    wrong = [_named("mutant", m, MUTANTS) if isinstance(m, str) else m for m in mutants or MUTANTS.values()]
+    used = dict.fromkeys(problem for m in wrong for problem in (*m.problems, *m.elsewhere.values()))
+    chosen = [dataclasses.replace(RIGHT, problems=tuple(used)), *wrong]
     judges = {name: _named("oracle", name, ORACLES) for name in oracles or ORACLES}
     start = time.perf_counter()
     cells: list[Cell] = []
@@ -171,7 +171,7 @@ def judge(mutant: Mutant, name: str, oracle: Oracle, seed: int = 0) -> Cell:
             found = oracle(rule, PROBLEMS[problem], seed)
             records += found
             tried += [problem] if found else []
-            if found and mutant is not RIGHT:
+            if found and mutant.kind != "right":
                 break
     except Exception as error:  # whatever a wrong layer raises is an outcome
         raised = error

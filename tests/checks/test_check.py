@@ -183,11 +183,10 @@ def test_heads_are_located() -> None:
     assert "head" in of(report, oracle="tape", argument="W_Q").detail
 
 
-@pytest.mark.parametrize("std", STDS)
-@pytest.mark.parametrize("seed", range(2))
-def test_no_false_alarm_at_any_scale_in_any_type(std: float, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "std"), list(enumerate(STDS)))
+def test_no_false_alarm_at_any_scale_in_any_type(seed: int, std: float) -> None:
     report = gradderiv.check(
-        layer(RIGHT[seed % 2], 3), inputs(std, d=6, seed=seed), names=NAMES, dtypes=TYPES, seed=seed
+        layer(RIGHT[seed % 2], 2), inputs(std, d=4, seed=seed), names=NAMES, dtypes=TYPES, seed=seed
     )
     assert not report.failures, report
     if std <= 0.2:

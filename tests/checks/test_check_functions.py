@@ -209,7 +209,7 @@ def test_a_report_prints_and_is_json() -> None:
     assert "FAIL" in str(report)
     document = json.loads(report.to_json())
     assert document["verdict"] == "fail"
-    assert document["records"][0]["rule"] == "Square.apply"
+    assert document["records"][0]["rule"] == "Square"
 
 
 def test_the_same_seed_gives_the_same_records() -> None:

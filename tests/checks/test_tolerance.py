@@ -15,6 +15,7 @@ from gradderiv.checks.problems import PROBLEMS, Problem
 from gradderiv.checks.reference import TEXTBOOK
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+JVP = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
 ROUNDOFF = {d: torch.finfo(d).eps / 2 for d in (F64, F32, BF16)}
 
 
@@ -80,16 +81,16 @@ def test_every_entry_has_one_and_it_is_positive() -> None:
                 assert bool(torch.isfinite(allowed).all())
 
 
-def test_a_longer_sum_is_allowed_more_and_like_a_root() -> None:
-    """Σ of n products of size 1: the worst-case bound grows like n · √n here, ours like √n · √n."""
+def test_a_longer_sum_is_allowed_more_as_for_independent_roundings() -> None:
+    """n products of size 1: √n · u · Σ|xw|, which grows by 8 for four times as many; a worst-case bound n · u · Σ|xw| grows by 16."""
 
     def allowed(n: int) -> float:
         shapes = {"X": (3, n), "W": (n, 5)}
         p = replace(PROBLEMS["linear"], shapes=shapes, output=(3, 5))
         return float(tolerance.of_value(forward(p), p.floats(0, F32)[0], F32).mean())
 
-    assert 2 < allowed(160) / allowed(40) < 6
-    assert 2 < allowed(640) / allowed(160) < 6
+    assert 6 < allowed(160) / allowed(40) < 11
+    assert 6 < allowed(640) / allowed(160) < 11
 
 
 def test_a_saturated_softmax_is_allowed_nothing_that_shows() -> None:
@@ -98,7 +99,7 @@ def test_a_saturated_softmax_is_allowed_nothing_that_shows() -> None:
     _, exact = gradients(p, F32, 0)
     allowed = tolerance.of_gradients(forward(p), *p.floats(0, F32), F32)
     assert bool((exact["W_Q"].abs() <= allowed["W_Q"]).all())
-    assert bool((exact["W_V"].abs() > 100 * allowed["W_V"]).any())
+    assert bool((exact["W_V"].abs() > 10 * allowed["W_V"]).any())
 
 
 # ---------------------------------------------------------------- neither too small nor too large
@@ -117,11 +118,11 @@ def test_it_holds_what_the_reference_itself_loses_and_not_much_more(name: str, d
             assert compare(g, wide[argument], allowed[argument], zero=argument == "b_K").verdict != "fail"
             error = (g.double() - wide[argument]).abs()
             largest = max(largest, float((error / allowed[argument]).nan_to_num(0.0).max()))
-            assert float(allowed[argument].max()) < 1000 * ROUNDOFF[dtype] * max(
+            assert float(allowed[argument].max()) < 4000 * ROUNDOFF[dtype] * max(
                 1.0, float(wide[argument].abs().max())
             )
     if dtype != F64:
-        assert 0.5 / MULTIPLE < largest < 1, f"{MULTIPLE * largest:.2f} standard deviations"
+        assert 0.25 / MULTIPLE < largest < 1, f"{MULTIPLE * largest:.2f} standard deviations"
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
@@ -160,6 +161,7 @@ def test_of_value(dtype: torch.dtype) -> None:
     assert compare(forward(p)(args), exact, 2.0**-10 * allowed).verdict == "fail"
 
 
+@JVP
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_of_tangent(dtype: torch.dtype) -> None:
     p = PROBLEMS["attention-options"]
@@ -174,6 +176,7 @@ def test_of_tangent(dtype: torch.dtype) -> None:
     assert compare(tangent(dtype), tangent(F64), 2.0**-10 * allowed).verdict == "fail"
 
 
+@JVP
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_of_second_order(dtype: torch.dtype) -> None:
     p = PROBLEMS["attention"]

@@ -12,6 +12,7 @@ from gradderiv.numbers.field import Note
 from gradderiv.numbers.ledger import CONSTANT
 
 modest = settings(deadline=None, max_examples=30, derandomize=True, database=None)
+brief = settings(modest, max_examples=8)  # where a table of cases is the variety
 
 
 def mod(value, p):

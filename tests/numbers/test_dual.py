@@ -297,6 +297,47 @@ def test_opaque_functions_over_the_field():
     assert not same(torch.softmax(S, -1).tangent, P * t)
 
 
+def blockwise(S, V, block, *, logs=False):
+    """softmax(S) V by blocks of keys: with a running maximum, or by logsumexp and logaddexp."""
+    O = torch.zeros_like(S[:, :1]).expand(S.shape[0], V.shape[1]) + torch.zeros_like(V[:1])
+    m = torch.full_like(S[:, :1], -math.inf)
+    r = torch.zeros_like(m.masked_fill(m == -math.inf, 0.0))
+    for start in range(0, S.shape[1], block):
+        s, v = S[:, start : start + block], V[start : start + block]
+        if logs:
+            new = torch.logaddexp(m, torch.logsumexp(s, -1, keepdim=True))
+            O = O * torch.exp(m - new) + torch.exp(s - new) @ v
+        else:
+            new = torch.maximum(m, s.amax(-1, keepdim=True))
+            p = torch.exp(s - new)
+            r = r * torch.exp(m - new) + p.sum(-1, keepdim=True)
+            O = O * torch.exp(m - new) + p @ v
+        m = new
+    return O if logs else O / r
+
+
+@pytest.mark.parametrize("logs", [False, True])
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_blockwise_softmax_over_the_field_has_the_tangent_of_the_whole(block, logs):
+    p, t, v, v_dot = FIELD.random(3, 4), FIELD.random(3, 4), FIELD.random(4, 2), FIELD.random(4, 2)
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
+    mask |= logs  # log has no derivative at the 0 of a block that is masked altogether
+    E = p.exp() * mask
+    P = E / E.sum(-1, keepdim=True)
+    P_dot = P * (t - (P * t).sum(-1, keepdim=True))
+    out = blockwise(DUAL.make(p, t).masked_fill(~mask, -math.inf), DUAL.make(v, v_dot), block, logs=logs)
+    assert same(out.primal, P @ v)
+    assert same(out.tangent, P_dot @ v + P @ v_dot)
+    assert not same(out.tangent, P_dot @ v)
+    floats = [torch.randn(s, dtype=torch.float64) for s in ((3, 4), (3, 4), (4, 2), (4, 2))]
+    S = DUAL.make(*floats[:2]).masked_fill(~mask, -math.inf)
+    out = blockwise(S, DUAL.make(*floats[2:]), block, logs=logs)
+    f = lambda S, V: torch.softmax(S.masked_fill(~mask, -math.inf), -1) @ V  # noqa: E731
+    O, O_dot = torch.func.jvp(f, (floats[0], floats[2]), (floats[1], floats[3]))
+    torch.testing.assert_close(out.primal, O)
+    torch.testing.assert_close(out.tangent, O_dot)
+
+
 @pytest.mark.parametrize("name", WRITES)
 def test_programs_that_write_over_the_field(name):
     p, t = eighths([(3, 4), (3, 4)], 0), eighths([(3, 4), (3, 4)], 1)

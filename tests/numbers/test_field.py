@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from exact_reference import assert_is, entered, modest, objects
+from exact_reference import assert_is, brief, entered, modest, objects
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from operations import EXACT_IN_FLOAT64, FRACTIONS
@@ -38,7 +38,7 @@ def outputs(out):
 def test_the_table_computes_what_torch_computes_where_float64_is_exact(name):
     function, shapes = EXACT_IN_FLOAT64[name]
 
-    @modest
+    @brief
     @given(eighths(shapes))
     def check(tensors):
         inputs = [entered(FIELD, objects(t)) for t in tensors]
@@ -57,7 +57,7 @@ def test_the_table_computes_what_torch_computes_where_float64_is_exact(name):
 def test_the_table_divides_as_fractions_do(name):
     function, reference, shapes = FRACTIONS[name]
 
-    @modest
+    @brief
     @given(eighths(shapes))
     def check(tensors):
         inputs = [entered(FIELD, objects(t)) for t in tensors]

@@ -149,6 +149,38 @@ def test_logsumexp_and_logaddexp():
     assert same(dy, dx)
 
 
+def online(S, V, block, forget=False):
+    """softmax(S) V by blocks of keys; the running maximum is detached, as a shift."""
+    m, r = torch.full_like(S[:, :1], -torch.inf), S.new_zeros(S.shape[0], 1)
+    O = S.new_zeros(S.shape[0], V.shape[1])
+    for start in range(0, S.shape[1], block):
+        s = S[:, start : start + block]
+        new = torch.maximum(m, s.detach().amax(-1, keepdim=True))
+        p, keep = torch.exp(s - new), torch.exp(m - new)
+        r = (r if forget else r * keep) + p.sum(-1, keepdim=True)
+        O = O * keep + p @ V[start : start + block]
+        m = new
+    return O / r, m + torch.log(r)
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_online_softmax_differentiated_by_autograd(block):
+    """With a mask that leaves every row a key in its first block, and a cotangent on O and on exp(S − lse)."""
+    S, V = leaf(3, 4), leaf(4, 2)
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
+    masked = S.masked_fill(~mask, -torch.inf)
+    dO, dP = FIELD.random(3, 2), FIELD.random(3, 4)
+    P = plain(S, mask)
+    expected = grad(P @ V, S, V, cotangent=dO, retain_graph=True), grad((P * dP).sum(), S)
+    O, lse = online(masked, V, block)
+    assert same(O.detach(), (P @ V).detach())
+    found = grad(O, S, V, cotangent=dO, retain_graph=True), grad((torch.exp(masked - lse) * dP).sum(), S)
+    for a, b in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        assert same(a, b)
+    wrong, _ = online(S.masked_fill(~mask, -torch.inf), V, block, forget=True)
+    assert same(grad(wrong, S, cotangent=dO)[0], expected[0][0]) == (block == 4)
+
+
 def test_the_maximum_of_a_row_has_no_derivative_here():
     """It must be detached, as every kernel does: what depends on it would need to know which entry is the largest."""
     x = leaf(3, 4)
