@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradderiv.errors import NoExactMeaning, message
 from gradderiv.numbers.field import DrawAgain, Field
 
 log = logging.getLogger("gradderiv")
 
 TARGET = -40.0  # log₂ of the failure probability asked for
 REDRAWS = 3
+MOST_LANES = 16
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -87,8 +89,17 @@ def exactly(
             log.debug("drawing again: %s", reason)
             if reason.root is not None:
                 roots |= {reason.root}
-            elif reason.lanes is not None:
+            elif reason.lanes is not None and reason.lanes <= MOST_LANES:
                 lanes = reason.lanes
+            elif reason.lanes is not None:
+                raise NoExactMeaning(
+                    message(
+                        f"the exact test needs a failure probability of 2^{target:.0f}",
+                        f"out of reach with {MOST_LANES} primes",
+                        "polynomials of a degree near 2^31: inverses inside inverses of large tensors",
+                        "test a smaller size of the same program",
+                    )
+                ) from reason
             elif (draw := draw + 1) > REDRAWS:
                 raise
             continue

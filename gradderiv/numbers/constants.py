@@ -3,7 +3,8 @@
 0.35355339059327373 in a program means 1/√8 and 0.1 means one tenth. A constant is read as, in this order: an integer; a
 rational with a small denominator; the shortest decimal that rounds to it; a rational times the root of a
 small square-free integer; and otherwise as exactly the dyadic number that it is. A reading must be within two units in the
-last place of a double, and in a narrower type round to the constant itself; denominators are small enough for an accident to be unlikely (one in 10⁹ in double precision).
+last place of a double, and in a narrower type round to the constant itself; denominators are so small that an arbitrary double is a
+small rational by accident once in 10⁸, and a decimal of at most 13 digits once in a thousand (then less than a unit in the last place away).
 """
 
 from __future__ import annotations

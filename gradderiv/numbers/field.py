@@ -212,7 +212,7 @@ class Field(System):
     def _lanes(self, name: str, tensors: list[Tensor]) -> Parts:
         return {f"{name}{j}": t for j, t in enumerate(tensors)}
 
-    def _each(self, f: Callable[..., Tensor], *operands: list[Tensor]) -> list[Tensor]:
+    def _each(self, f: Callable[..., Tensor], *operands: list[Any]) -> list[Tensor]:
         return [f(*lane, p) for *lane, p in zip(*operands, self.primes, strict=True)]
 
     # ---- sums and products
@@ -363,19 +363,20 @@ class Field(System):
 
     def common_factor(self, x: Tensor, y: Tensor) -> str:
         """x/y in words, where it is one number for all entries whose square is a small rational; else nothing."""
-        p = self.primes[0]
-        a, b = _number(x).main.reshape(-1), _number(y).main.reshape(-1)
-        if bool((b == 0).any()):
+        pairs = [(_number(x).part(n).reshape(-1), _number(y).part(n).reshape(-1)) for n in self.values]
+        if any(b.numel() == 0 or bool((b == 0).any()) for _, b in pairs):
             return ""
-        ratio = residues.mul(a, residues.inverse(b, p), p)
-        if bool((ratio != ratio[0]).any()):
+        ratios = self._each(lambda pair, p: residues.mul(pair[0], residues.inverse(pair[1], p), p), pairs)
+        if any(bool((ratio != ratio[0]).any()) for ratio in ratios):
             return ""
         for power, words in ((1, "{}"), (2, "±√({})")):
-            target = pow(int(ratio[0]), power, p)
+            targets = [pow(int(ratio[0]), power, p) for ratio, p in zip(ratios, self.primes, strict=True)]
             for denominator in range(1, 1001):
-                numerator = target * denominator % p
-                numerator -= p if numerator > p // 2 else 0
-                if abs(numerator) <= 1000:
+                p = self.primes[0]
+                numerator = (targets[0] * denominator + p // 2) % p - p // 2
+                if abs(numerator) <= 1000 and all(
+                    (t * denominator - numerator) % q == 0 for t, q in zip(targets, self.primes, strict=True)
+                ):
                     return words.format(Fraction(numerator, denominator))
         return ""
 

@@ -39,7 +39,7 @@ def _rows(x: Number, dim: int = 0) -> list[tuple[Any, ...]]:
 
 
 def _pieces(x: Number, size: int, dim: int = 0) -> list[tuple[Any, ...]]:
-    return [(aten.slice.Tensor, dim, i, i + size) for i in range(0, x.shape[dim], max(size, 1))]
+    return [(aten.slice.Tensor, dim, i, i + size) for i in range(0, max(x.shape[dim], 1), max(size, 1))]
 
 
 def _pieces_of(x: Number, sizes: list[int], dim: int = 0) -> list[tuple[Any, ...]]:

@@ -3,7 +3,7 @@
 A tensor holds indices into a table of expressions, so views, slices and in-place writes are those of ordinary tensors. The maximum of a row is the
 logarithm of an unnamed positive symbol: the same for the same row, and different for others.
 
-The exponential is :class:`Exp`, an opaque function that is its own derivative: SymPy's exp merges exp(a)·exp(b) into exp(a + b), after which
+The exponential is :class:`Exp`, an opaque function that is its own derivative: SymPy's exp merges exp(x)·exp(2x) into exp(3x), after which
 a sum of fractions no longer cancels. :mod:`gradderiv.numbers.rational` decides whether a difference of two expressions is zero.
 """
 

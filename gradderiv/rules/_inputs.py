@@ -15,6 +15,9 @@ from gradderiv.errors import DtypeError, InputError, message
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+OPTIONAL = {"X_kv", "b", "b_Q", "b_K", "b_V", "b_O", "bias"}
+
+
 def rule(function: F) -> F:
     """Let a tensor subclass see the call under its own name (``torch.overrides``).
 
@@ -55,7 +58,7 @@ def require_tensors(where: str, **tensors: Tensor | None) -> None:
         DtypeError: not a tensor, an integer tensor, several dtypes or several devices.
         InputError: a tensor without elements.
     """
-    given = {name: t for name, t in tensors.items() if t is not None}
+    given = {name: t for name, t in tensors.items() if t is not None or name not in OPTIONAL}
     for name, t in given.items():
         if not isinstance(t, Tensor):
             raise DtypeError(

@@ -39,7 +39,7 @@ from gradderiv.rules._blocks import (
     row_shift,
     stack_identity,
 )
-from gradderiv.rules._inputs import require, require_mask, rule, shapes
+from gradderiv.rules._inputs import require, require_mask, require_tensors, rule, shapes
 from gradderiv.rules.multihead import require_multihead
 
 
@@ -295,6 +295,14 @@ def _require_matrices(
     b_O: Tensor | None,
     mask: Tensor | None,
 ) -> None:
+    require_tensors("blockdiag", X=X, W_Q=W_Q, W_K=W_K)
+    require(
+        W_Q.shape[-1:] == W_K.shape[-1:],
+        "blockdiag needs W_Q and W_K of equal width h·d_k",
+        shapes(W_Q=W_Q, W_K=W_K),
+        "grouped key/value heads; every head of the formulation has its own block",
+        "repeat the columns of W_K and W_V for the query heads of a group, or call gradderiv.rules.multihead",
+    )
     require_multihead(X, W_Q, W_K, W_V, W_O, n_heads, X_kv, b_Q, b_K, b_V, b_O, None)
     require(
         X.dim() == 2,

@@ -323,6 +323,7 @@ def require_multihead(
         "X.unsqueeze(-2), or expand the batch axis",
     )
     whole = all(isinstance(h, int) and h > 0 for h in (n_heads, n_kv_heads))
+    whole = whole and min(W_Q.dim(), W_K.dim(), W_V.dim()) > 0
     require(
         whole
         and n_heads % n_kv_heads == 0

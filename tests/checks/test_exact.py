@@ -163,7 +163,7 @@ def test_identities_of_softmax_and_ones_that_look_alike():
 class Counting:
     """A run that notes the fields it was given, and gives up where there is no end in sight."""
 
-    def __init__(self, run, patience=12):
+    def __init__(self, run, patience=40):
         self.run, self.fields, self.patience = run, [], patience
 
     def __call__(self, field):

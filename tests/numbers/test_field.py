@@ -149,6 +149,29 @@ def test_every_operation_of_the_table_has_a_case():
     assert table >= ELSEWHERE
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: x.split(2, -1),
+        lambda x: x.split(7),
+        lambda x: x.split([2, 3], -1),
+        lambda x: x.chunk(3, -1),
+        lambda x: x.tensor_split(2, -1),
+        lambda x: x.unbind(-1),
+        lambda x: x[:0].split(2),
+        lambda x: x[:0].chunk(2),
+        lambda x: x[:0].unbind(),
+        lambda x: x[:, :0].split([0], 1),
+    ],
+)
+def test_pieces_are_as_many_and_as_large_as_those_of_torch(cut):
+    floats = torch.arange(15.0, dtype=torch.float64).reshape(3, 5)
+    found, expected = cut(entered(FIELD, objects(floats))), cut(floats)
+    assert [x.shape for x in found] == [y.shape for y in expected]
+    for x, y in zip(found, expected, strict=True):
+        assert x.numel() == 0 or assert_is(x, objects(y)) is None
+
+
 def test_the_table_under_inference_mode():
     """There torch hands over composite operations whole, and the numbers take them apart."""
     tensors = (
