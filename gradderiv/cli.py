@@ -151,7 +151,10 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Abort:
         return _say("interrupted", 130)
     except typer.TyperException as error:
-        getattr(error, "show", lambda: _say(str(error), 2))()  # a usage error shows its command's usage too
+        usage = getattr(error, "show", None)
+        if usage is None:
+            return _say(str(error), 2)
+        usage()  # names the command and its --help, too
         return 2
     except KeyboardInterrupt:
         return _say("interrupted", 130)

@@ -89,6 +89,7 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "gradderiv").rglob("*.py")}
     assert modules <= set(names), modules - set(names)
     assert not [n for n in names if n.startswith("tests")]
-    packed = tarfile.open(sdist).getnames()
+    with tarfile.open(sdist) as archive:
+        packed = archive.getnames()
     assert any(n.endswith("/README.md") for n in packed)
     assert any(n.endswith("/LICENSE") for n in packed)

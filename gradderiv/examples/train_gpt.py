@@ -30,8 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from gradderiv.examples.gpt import CONTEXT, GPT, Attend
-from gradderiv.text import prose
 from gradderiv.functional import attention
+from gradderiv.text import prose
 
 BATCH, RUNS, EVERY = 4, 3, 5
 """Sequences in a batch, initialisations, and the steps from one sample to the next."""

@@ -210,6 +210,7 @@ def test_a_report_prints_and_is_json() -> None:
     document = json.loads(report.to_json())
     assert document["verdict"] == "fail"
     assert document["records"][0]["rule"] == "Square"
+    assert document["records"][0]["replay"] == "gradderiv.check(Square.apply, inputs, seed=0)"
 
 
 def test_the_same_seed_gives_the_same_records() -> None:
@@ -251,7 +252,36 @@ def test_keyword_inputs_and_modules() -> None:
         for r in gradderiv.check(scores, {"K": normal(2, 4), "Q": normal(3, 4)}).select(oracle="tape")
     } == {"K", "Q"}
     module = torch.nn.Linear(4, 3).double()
-    assert gradderiv.check(module, normal(2, 4)).passed
+    report = gradderiv.check(module, normal(2, 4))
+    assert report.passed
+    assert {(r.rule, r.argument) for r in report.select(oracle="tape")} == {("Linear", "input")}
+
+
+def test_names_come_from_the_function() -> None:
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(left: Tensor, right: Tensor) -> Tensor:
+            return left * right
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, d: Tensor) -> Any:
+            left, right = ctx.saved_tensors
+            return d * right, d * left
+
+    two = (normal(3), normal(3, seed=1))
+    for function, expected in (
+        (Product.apply, ["left", "right"]),
+        (ScoresAndLse.apply, ["Q", "K"]),
+        (lambda a, b=1, *rest: a * b, ["a", "b"]),
+        (lambda *rest: rest[0] * rest[1], ["x0", "x1"]),
+    ):
+        inputs = (normal(4, 3), normal(5, 3)) if function == ScoresAndLse.apply else two
+        report = gradderiv.check(function, inputs)
+        assert [r.argument for r in report.select(oracle="tape", problem="all outputs")] == expected
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_bad_input_is_refused_in_four_parts(name):
 
 def test_the_block_diagonal_form_does_not_advise_what_it_does_not_take():
     """It has no n_kv_heads: a layer with grouped heads must be told something else."""
-    with pytest.raises(InputError, match="equal width d_k") as caught:
+    with pytest.raises(InputError, match="equal width h·d_k") as caught:
         blockdiag.grad_W_K(FLAT, W["Q"], r(8, 4), W["V"], W["O"], r(3, 8), n_heads=2)
     assert "pass n_kv_heads" not in str(caught.value)
 

@@ -1,0 +1,93 @@
+"""The published case: the formula is right, its own check sees nothing, and what its ε does."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from gradderiv.checks import published
+from gradderiv.checks.published import (
+    EPSILON,
+    WEIGHTS,
+    draw,
+    epsilon_on_probabilities,
+    equal_tokens_hide_a_transpose,
+    explain_published,
+    printed_check,
+    printed_W_Q,
+    published_case,
+    what_the_check_sees,
+)
+from gradderiv.rules import blockdiag
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_closed_forms_and_the_printed_formula_agree_with_autograd(seed: int) -> None:
+    records = published_case(seed)
+    assert {r.verdict for r in records} == {"pass"}
+    assert {(r.argument, r.dtype) for r in records} == {
+        (name, dtype) for name in (*WEIGHTS, "W_Q as printed") for dtype in ("float64", "float32")
+    }
+
+
+def test_a_formula_without_the_row_sum_fails_here_and_passes_the_printed_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without(*args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        return printed_W_Q(*args, **named, row_sum=False)
+
+    monkeypatch.setattr(published, "printed_W_Q", without)
+    failed = {r.argument for r in published_case() if r.verdict == "fail"}
+    assert failed == {"W_Q as printed"}
+    case = draw()
+    assert printed_check(without(**case.args, dY=case.dY), case.autograd["W_Q"])
+
+
+def test_a_wrong_closed_form_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = blockdiag.grad_W_V
+    monkeypatch.setattr(blockdiag, "grad_W_V", lambda *args, **named: 1.001 * right(*args, **named))
+    assert {r.argument for r in published_case() if r.verdict == "fail"} == {"W_V"}
+
+
+def test_the_printed_check_sees_only_errors_of_one_and_more() -> None:
+    seen = {s.formula: s for s in what_the_check_sees(draw())}
+    for wrong in ("without the row sum", "zero", "the opposite sign"):
+        assert seen[wrong].passes
+        assert seen[wrong].relative > 0.5
+    assert seen["as printed"].relative < 1e-12
+    right = draw().autograd["W_Q"]
+    assert not printed_check(right + 1.5, right)
+    assert printed_check(right + 0.5, right)
+
+
+def test_epsilon_is_harmless_near_zero_and_not_near_minus_34() -> None:
+    change, row = epsilon_on_probabilities(at=0.0)
+    assert change < 2 * EPSILON
+    change, row = epsilon_on_probabilities(at=-34.0)
+    assert 0.05 < change < 0.3
+    assert row < 0.9
+
+
+def test_equal_tokens_hide_what_random_tokens_show() -> None:
+    usual, equal = equal_tokens_hide_a_transpose(draw())
+    assert equal < 1e-12
+    assert usual > 1e-3
+
+
+def test_autograd_leaves_the_case_as_it_is() -> None:
+    case = draw()
+    assert not any(x.requires_grad for x in case.args.values())
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_account_is_80_columns_and_its_numbers_are_computed(seed: int) -> None:
+    text = explain_published(seed)
+    assert max(map(len, text.splitlines())) <= 80
+    text = re.sub(r"\s+", " ", text)
+    assert "Say-Hello2y/Transformer-attention, 2022" in text
+    change, row = epsilon_on_probabilities(seed)
+    assert f"off by up to {change:.2f}" in text
+    assert f"a row sums to {row:.2f}" in text
+    assert explain_published(seed) != explain_published(seed + 1)
