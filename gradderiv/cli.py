@@ -87,16 +87,18 @@ def verify(
     if plot is not None:
         from gradderiv.checks.plot import plot_errors
 
-        for file in plot_errors(report, plot):
-            typer.echo(f"wrote {file}")
+        files = plot_errors(report, plot)
+        _write(
+            "".join(f"wrote {file}\n" for file in files) or "no float comparison of ours failed: no picture\n"
+        )
     status = report.exit_status
     if kill_table:
         from gradderiv.checks.kill import kill_table as kill
 
         with _progress("mutants") as step:
             table = kill(seed=seed, progress=step)
-        typer.echo(f"\n{table}")
-        status = status or (0 if table.as_declared else 1)
+        _write(f"\n{table.text(verbose=True, unicode=_speaks_unicode())}\n")
+        status = status if table.as_declared else 1
     raise typer.Exit(status)
 
 
@@ -146,8 +148,6 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         status = app(args=arguments, prog_name="gradderiv", standalone_mode=False)
-    except typer.Exit as stop:
-        return int(stop.exit_code)
     except typer.Abort:
         return _say("interrupted", 130)
     except typer.TyperException as error:
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(
             "this is a fault of gradderiv's, not of your call: please report it with the lines above", 70
         )
-    return int(status or 0)
+    return _say("interrupted", 130) if status == 130 else int(status or 0)
 
 
 def _say(text: str, status: int) -> int:
@@ -214,7 +214,18 @@ def _print_report(report: Any) -> None:
     from gradderiv.checks.render import table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
-    console.print(table(report, ascii_only=not _speaks_unicode()))
+    with console.capture() as printed:
+        console.print(table(report, ascii_only=not _speaks_unicode(), width=console.width))
+    _write(printed.get())
+
+
+def _write(text: str) -> None:
+    """To standard output; a reader who has gone away (``| head``) changes nothing about the verdict."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

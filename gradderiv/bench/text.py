@@ -24,7 +24,7 @@ def render(result: BenchVerify) -> str:
     what = (
         f"{len(PEERS)} wrong attention backwards and a right one, each a hand-written autograd.Function. n={N}, d={D}, h={H}, "
         f"self-attention with biases, float64; X ~ N(0, 1), weights and biases ~ N(0, s²). "
-        f"torch {torch.__version__}, one thread; time: median on the right layer at s = {TIMED_AT:g}."
+        f"torch {torch.__version__}, one thread; time: of the processor, on the right layer at s = {TIMED_AT:g}, the median of {len(result.times[OURS])}."
     )
     caught = f"caught of {len(PEERS)} at s ="
     width = max(7, -(-len(caught) // len(result.scales)))  # of a column of counts

@@ -46,7 +46,7 @@ class BenchVerify:
 
     Attributes:
         trials: every verdict; those on the right layer too.
-        times: of every checker on the right layer, in seconds.
+        times: of every checker on the right layer, in seconds of processor time: other programs count less.
         quick: whether gradcheck's slow mode was asked about the right layer only.
     """
 
@@ -143,9 +143,9 @@ def bench_verify(
             result.trials.append(Trial(checker, scale, seed, mutant, verdict))
         for done, checker in enumerate(turns, len(trials)):
             _tell(progress, done, total, f"time of {checker}")
-            inputs, begin = draw(TIMED_AT, 0), time.perf_counter()
+            inputs, begin = draw(TIMED_AT, 0), time.process_time()
             CHECKERS[checker](layers[RIGHT.id], inputs, 0)
-            result.times[checker].append(time.perf_counter() - begin)
+            result.times[checker].append(time.process_time() - begin)
     _tell(progress, total, total, "")
     result.seconds = time.perf_counter() - start
     return result

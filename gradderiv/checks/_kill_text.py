@@ -98,9 +98,7 @@ def _explained(table: KillTable) -> list[str]:
 
 
 def _wrap(text: str, indent: str) -> list[str]:
+    later = indent + ("  " if indent else "")
     return textwrap.wrap(
-        " ".join(text.split()),
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + ("  " if indent else ""),
+        " ".join(text.split()), WIDTH, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False
     )

@@ -198,12 +198,10 @@ class _Check:
     def _record(
         self, argument: str, aim: str, oracle: str, found: Comparison, seconds: float = 0.0, exactly: float | None = None
     ) -> Record:  # fmt: skip
-        replay = (
-            f"gradderiv.check({self.call.name}, inputs, seed={self.seed})" if found.verdict == "fail" else ""
-        )
+        replay = f"gradderiv.check({self.call.spelled}, inputs, seed={self.seed})"
         return Record(
             self.call.name, aim, argument, oracle, "float", self.dtype, seconds=seconds, failure_probability=exactly,
-            replay=replay, **found.fields(),
+            replay=replay if found.verdict == "fail" else "", **found.fields(),
         )  # fmt: skip
 
 

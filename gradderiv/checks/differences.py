@@ -31,7 +31,7 @@ STEPS = range(
 )  # log₂ of the steps tried, in units of the next power of two above the largest entry; then halfway
 SHORT = 2.0**-20  # the very short step, in the same units
 PROBES = 2  # entries with large quotients, and as many others, that the step is chosen by
-TRUNCATION = 2.0  # times |D(h) − D(h/2)|, which is 15 times what theory leaves in D(h/2)
+TRUNCATION = 3.0  # times |D(h) − D(h/2)|, 15 times what is left in D(h/2) if f is smooth; of a jump nearby, D(h/2) sees twice that difference
 NOISE = 20.0  # standard deviations of the rounding of f that its bound takes
 CHUNK = 2**21  # numbers that one vectorised call may hold
 EPS = torch.finfo(torch.float64).eps
@@ -90,7 +90,7 @@ def measured_rounding(evaluate: _Evaluator, name: str, step: float = 0.0) -> flo
     The fourth differences of a smooth function at points 10⁻⁹ apart are far below rounding, so what they show is rounding: ECnoise,
     Moré & Wild 2011. The largest over a few entries, times NOISE, since a bound is asked for and not a standard deviation.
     """
-    x = evaluate.args[name].flatten()
+    x = evaluate.args[name].flatten().cpu()
     if x.numel() == 0:
         return 0.0
     entries = torch.unique(torch.cat([_spread(x), x.abs().argmax()[None]]))
@@ -126,7 +126,7 @@ def _argument(evaluate: _Evaluator, name: str, noise: float) -> Difference:
     noise = max(noise, measured_rounding(evaluate, name, 2 * float(step)))  # larger where the values are
     estimate, bound = _differences(evaluate, name, entries, step, noise)
     bound = _believed(estimate, bound, quotient[:, None], noise / short)
-    return Difference(estimate.reshape(x.shape), bound.reshape(x.shape))
+    return Difference(estimate.reshape(x.shape).to(x.device), bound.reshape(x.shape).to(x.device))
 
 
 def _differences(
@@ -138,7 +138,7 @@ def _differences(
     low4, low2, low1, up1, up2, up4 = values.reshape(len(entries), -1, len(OFFSETS)).unbind(2)
     coarse = (8 * (up2 - low2) - (up4 - low4)) / (12 * steps)
     fine = (8 * (up1 - low1) - (up2 - low2)) / (6 * steps)
-    reach = evaluate.args[name].flatten()[entries].abs()[:, None] + 2 * steps
+    reach = evaluate.args[name].flatten().cpu()[entries].abs()[:, None] + 2 * steps
     moved = EPS * fine.abs() * reach  # x + h is itself rounded
     bound = TRUNCATION * (coarse - fine).abs() + 3 * (noise + moved) / steps + 4 * EPS * fine.abs()
     return fine, bound.nan_to_num(nan=torch.inf)
@@ -191,7 +191,7 @@ class _Evaluator:
         """The loss with entry ``entries[i]`` of argument ``name`` moved by ``offsets[i]``, for every i."""
         with torch.no_grad():
             rows = max(1, CHUNK // max(self.args[name].numel(), 1))
-            return torch.cat([self._values(name, *chunk) for chunk in _chunks(rows, entries, offsets)])
+            return torch.cat([self._values(name, *chunk).cpu() for chunk in _chunks(rows, entries, offsets)])
 
     def _values(self, name: str, entries: Tensor, offsets: Tensor) -> Tensor:
         if self.vectorised[name]:
@@ -203,7 +203,7 @@ class _Evaluator:
     def _moved(self, name: str, entries: Tensor, offsets: Tensor) -> Tensor:
         x = self.args[name]
         points = x.reshape(1, -1).repeat(len(entries), 1)
-        points[torch.arange(len(entries)), entries] += offsets
+        points[torch.arange(len(entries)), entries] += offsets.to(x.device)
         return points.reshape(-1, *x.shape)
 
     def _vmapped(self, name: str, points: Tensor) -> Tensor:

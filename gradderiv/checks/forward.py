@@ -29,6 +29,7 @@ class Call:
         values: every input under its name, in the order of the call.
         moving: the names of those that are differentiated.
         by_name: the inputs are keyword arguments.
+        spelled: the function as one would write it.
         floating: positions of the outputs that are floating tensors; None until a first call has told.
     """
 
@@ -37,6 +38,7 @@ class Call:
     values: Mapping[str, Any]
     moving: tuple[str, ...]
     by_name: bool = False
+    spelled: str = ""
     floating: tuple[int, ...] | None = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> list[Tensor]:

@@ -63,13 +63,9 @@ def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | 
             )
         )
     detached = {n: x.detach() if isinstance(x, Tensor) else x for n, x in values.items()}
-    return Call(
-        function,
-        _name(function),
-        detached,
-        tuple(moving),
-        by_name,
-    )
+    shown = _name(function)
+    spelled = f"{shown}.apply" if _function_class(function) else shown
+    return Call(function, shown, detached, tuple(moving), by_name, spelled)
 
 
 def cast(call: Call, dtype: torch.dtype) -> Call:
@@ -173,10 +169,16 @@ def _require_output(call: Call, k: int, first: Tensor, second: Tensor) -> None:
         )
 
 
-def _name(function: Callable[..., Any]) -> str:
-    """``attention`` of a function or a module's class, ``Attention`` of ``Attention.apply``."""
+def _function_class(function: Callable[..., Any]) -> type[torch.autograd.Function] | None:
+    """The class of which ``function`` is the ``apply``."""
     owner = getattr(function, "__self__", None)
-    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+    return owner if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) else None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """``attention`` of a function, ``Attention`` of a module or of ``Attention.apply``."""
+    owner = _function_class(function)
+    if owner is not None:
         return owner.__name__
     name = getattr(function, "__qualname__", None) or type(function).__name__
     return str(name).rpartition("<locals>.")[2].replace("<lambda>", "function")
@@ -184,10 +186,14 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _parameters(function: Callable[..., Any], count: int) -> list[str]:
     """The names of the first parameters, where the function has them; else x0, x1, …"""
+    owner = _function_class(function)
+    target = owner.forward if owner is not None else getattr(function, "forward", function)
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):
         parameters = []
+    if owner is not None and owner.setup_context is torch.autograd.Function.setup_context:
+        parameters = parameters[1:]  # ctx
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return positional[:count] if len(positional) >= count else [f"x{i}" for i in range(count)]
 

@@ -1,19 +1,22 @@
 """Every wrong-on-purpose layer against every oracle: which check notices which mistake, and is that as it should be.
 
 A cell is *killed* if a comparison fails, *alive* if none does, *inconclusive* if nothing could be said (an operation without an exact meaning, or
-only vacuous comparisons), *not applicable* if the oracle has nothing to compare there, *not run* where the mutant says so, and an *error* if the mutant raised anything else. Only a failed
-comparison is a kill. The table is as declared if every cell that must be killed is killed, and every other one has a reason and is
-not killed; an error never is as declared.
+only vacuous comparisons), *not applicable* if the oracle has nothing to compare there, *not run* where the mutant says so, and an *error* if
+the mutant raised anything else. Only a failed comparison is a kill. The table is as declared if every cell that must be killed is killed,
+and every other one has a reason and is not killed; an error never is as declared.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -120,6 +123,8 @@ def kill_table(
     oracles: Iterable[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    *,
+    workers: int = 1,
 ) -> KillTable:
     """Run every mutant against every oracle, and before them the right layer, on every problem that is used.
 
@@ -128,6 +133,8 @@ def kill_table(
         oracles: names of oracles; all of them when None.
         seed: draws values, points and primes.
         progress: called with the number of mutants done, the number of all, and the name of the next.
+        workers: processes that share the rows among them, each with an interpreter of its own; only for mutants of the table. A script
+            that asks for more than one needs ``if __name__ == "__main__":``.
 
     Raises:
         InputError: a name that is not in its table.
@@ -135,17 +142,42 @@ def kill_table(
     wrong = [_named("mutant", m, MUTANTS) if isinstance(m, str) else m for m in mutants or MUTANTS.values()]
     used = dict.fromkeys(problem for m in wrong for problem in (*m.problems, *m.elsewhere.values()))
     chosen = [dataclasses.replace(RIGHT, problems=tuple(used)), *wrong]
-    judges = {name: _named("oracle", name, ORACLES) for name in oracles or ORACLES}
+    names = [name for name in oracles or ORACLES if _named("oracle", name, ORACLES)]
     start = time.perf_counter()
     cells: list[Cell] = []
-    with one_thread():
-        for done, mutant in enumerate(chosen):
-            if progress is not None:
-                progress(done, len(chosen), mutant.id)
-            cells += [judge(mutant, name, oracle, seed) for name, oracle in judges.items()]
+    for done, row in enumerate(_rows(chosen, names, seed, workers)):
+        if progress is not None:
+            progress(done, len(chosen), chosen[done].id)
+        cells += row()
     if progress is not None:
         progress(len(chosen), len(chosen), "")
     return KillTable(cells, {m.id: m for m in chosen}, seed, time.perf_counter() - start)
+
+
+def _rows(
+    mutants: list[Mutant], oracles: list[str], seed: int, workers: int
+) -> Iterator[Callable[[], list[Cell]]]:
+    """For each mutant, what returns its cells when called."""
+    listed = all(m.kind == "right" or m is MUTANTS.get(m.id) for m in mutants)
+    if workers < 2 or not listed:  # a replaced stage cannot be sent to another process: its name can
+        yield from (functools.partial(judge_all, m, oracles, seed) for m in mutants)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    with pool:
+        futures = [pool.submit(_judge_listed, m.id, m.problems, oracles, seed) for m in mutants]
+        yield from (future.result for future in futures)
+
+
+def _judge_listed(id: str, problems: tuple[str, ...], oracles: list[str], seed: int) -> list[Cell]:
+    return judge_all(
+        dataclasses.replace(RIGHT, problems=problems) if id == RIGHT.id else MUTANTS[id], oracles, seed
+    )
+
+
+def judge_all(mutant: Mutant, oracles: Iterable[str], seed: int = 0) -> list[Cell]:
+    """One mutant under these oracles."""
+    with one_thread():
+        return [judge(mutant, name, ORACLES[name], seed) for name in oracles]
 
 
 @contextlib.contextmanager

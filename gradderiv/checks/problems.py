@@ -83,10 +83,12 @@ class Problem:
 
 
 def _mask(n_q: int, n_k: int, *, empty: int | None = None) -> Tensor:
-    """A mask without structure: entry (i, j) is allowed unless 5i + 3j + ij is 1 or 3 mod 4; row ``empty`` allows nothing."""
+    """A mask without structure: entry (i, j) is hidden where (i + 1) j is 1, 2 or 3 mod 7; row ``empty`` allows nothing.
+
+    Up to 5 × 7 all rows and all columns differ, every row sees two keys, and every key is seen.
+    """
     i, j = torch.arange(n_q)[:, None], torch.arange(n_k)
-    mask = ~((5 * i + 3 * j + i * j) % 4 % 2 == 1)
-    mask[:, 0] = True
+    mask = ((i + 1) * j % 7 + 6) % 7 > 2
     if empty is not None:
         mask[empty] = False
     return mask

@@ -67,9 +67,9 @@ def printed_W_Q(
     Q, K, V = X @ W_Q, X @ W_K, X @ W_V
     A = torch.cat([Q[:, i] @ K[:, i].mT / d**0.5 for i in heads], 1)  # n h·n
     P = torch.cat([torch.softmax(A_i, -1) for A_i in A.chunk(N_HEADS, 1)], 1)  # n h·n
-    calI = _block_diagonal([torch.ones(N, N, dtype=X.dtype)] * N_HEADS)  # h·n h·n
+    calI = torch.block_diag(*[torch.ones(N, N, dtype=X.dtype)] * N_HEADS)  # h·n h·n
     Y = 1 / (A.exp() @ calI + EPSILON)  # n h·n
-    calV = _block_diagonal([V[:, i] for i in heads])  # h·n h·d
+    calV = torch.block_diag(*[V[:, i] for i in heads])  # h·n h·d
     dP = dY @ W_O.mT @ calV.mT  # n h·n
     dA = dP * P - (((dP * P * Y) @ calI.mT) * A.exp() if row_sum else 0)  # n h·n
     picked = zip(dA.chunk(N_HEADS, 1), heads, strict=True)
@@ -198,7 +198,3 @@ def explain_published(seed: int = 0) -> str:
 
 def _relative(value: Tensor, reference: Tensor) -> float:
     return float((value.double() - reference).abs().max() / reference.abs().max())
-
-
-def _block_diagonal(blocks: list[Tensor]) -> Tensor:
-    return torch.block_diag(*blocks)  # type: ignore[no-untyped-call, no-any-return]

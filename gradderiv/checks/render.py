@@ -59,7 +59,7 @@ def table(report: Report, *, ascii_only: bool = False, width: int = WIDTH) -> Re
     if len(found) > SHOWN:
         more = sum(map(len, found[SHOWN:]))
         parts += [Text(""), Text(spell(f"… and {more} more in other places; --json FILE has them all"))]
-    parts += [Text(""), *_verdict(report, spell, width)]
+    parts += [*([Text("")] if parts else []), *_verdict(report, spell, width)]
     return Group(*parts)
 
 
@@ -198,16 +198,12 @@ def _verdict(report: Report, spell: Spell, width: int) -> Iterator[Text]:
         text = f"{len(report.vacuous)} of {total} {_verb(len(report.vacuous), 'show nothing')}"
     elif not passed:
         word, style = "VOID", "bold yellow"
-        text = (
-            "nothing was shown"
-            if declared
-            else "nothing was compared: no oracle chosen applies to a problem chosen"
-        )
+        text = "nothing was shown" if declared else "nothing was compared: no oracle applies"
     else:
         word, style = "PASS", "bold green"
         text = f"{_count(passed, 'comparison')} {_verb(passed, 'hold')}"
     if declared:
-        text += f"; {declared} vacuous, as declared"
+        text += f"; {declared} vacuous where expected"
     first, *rest = _wrapped(
         spell(f"{word}  {text}. seed {report.seed}, {report.seconds:.1f} s"), width, hanging=INDENT
     )

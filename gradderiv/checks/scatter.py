@@ -68,7 +68,7 @@ def _run(recorded: Recorded, cotangents: list[list[Tensor | None]]) -> list[Tens
     return out
 
 
-class Noisy(Values):  # type: ignore[no-untyped-call]
+class Noisy(Values):
     """Every operation is off by as much as rounding."""
 
     def __init__(self, dtype: torch.dtype, added: float, generator: torch.Generator, *args: Any) -> None:
@@ -92,7 +92,7 @@ class Noisy(Values):  # type: ignore[no-untyped-call]
         if not isinstance(out, Number):
             return out + self._error(func, args, out) if self.backward else out
         error = self._error(func, args, out.main.detach())
-        with Through(), enable_reentrant_dispatch(), torch.enable_grad():  # type: ignore[no-untyped-call]
+        with Through(), enable_reentrant_dispatch(), torch.enable_grad():
             return out.system.wrap({"x": out.main + error}, None, torch.float64)
 
     def _error(self, func: Any, args: Any, out: Tensor) -> Tensor:
@@ -116,4 +116,4 @@ class Noisy(Values):  # type: ignore[no-untyped-call]
 
 
 def _plain(x: Any) -> Tensor:
-    return (x.main if isinstance(x, TapeTensor) else x).detach().double()  # type: ignore[no-any-return]
+    return (x.main if isinstance(x, TapeTensor) else x).detach().double()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -30,6 +31,13 @@ COMPARISONS = {
     for name in ("eq", "ne", "lt", "le", "gt", "ge")
     for overload in ("Scalar", "Tensor")
 } | {aten.isnan.default, aten.isinf.default, aten.argmax.default, aten.argmin.default}
+IN_PLACE_VIEWS = {
+    aten.squeeze_.dim: aten.squeeze.dim,  # torch itself writes p @ V for a vector p as a product of matrices and this
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+}
 
 
 class BornHere(Exception):
@@ -40,7 +48,7 @@ class BornHere(Exception):
         self.line = line
 
 
-class Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Values(TorchDispatchMode):
     """Operations that have a meaning on numbers with a value (floats on a tape, duals, rounding), and none on others.
 
     Comparisons read the value. Float to float casts do nothing, so that a function that computes in float32 inside is differentiated in float64; an ordinary
@@ -48,7 +56,7 @@ class Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, born: Callable[[Tensor], Tensor] | None = None, lines: set[str] | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.born, self.lines = born, lines or set()
         self.casts: set[torch.dtype] = set()
         self.origin: dict[int, str] = {}
@@ -59,6 +67,8 @@ class Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
         numbers = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Number)]
         if not numbers:
             return self._ordinary(func, args, kwargs)
+        if func in IN_PLACE_VIEWS:
+            return view_in_place(func, args)
         self._writes(func, args, kwargs)
         dtype = kwargs.get("dtype")
         if func is aten._to_copy.default and isinstance(dtype, torch.dtype) and dtype.is_floating_point:
@@ -132,14 +142,25 @@ def answer(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """
     try:
         if any(isinstance(x, TapeTensor) for x in tree_leaves((args, kwargs))):
-            with Through():  # type: ignore[no-untyped-call]
+            with Through():
                 return TapeTensor.__torch_dispatch__(func, types, args, kwargs)
         return func(*args, **kwargs)
     except NoExactMeaning as error:  # the line of the person's code, not the one above
         raise NoExactMeaning(re.sub(r"called at .*", f"called at {calling_line()}", str(error))) from error
 
 
-class Through(TorchDispatchMode):  # type: ignore[no-untyped-call]
+def view_in_place(func: Any, args: Any) -> Number:
+    """Make a Number a view of what it was."""
+    x = args[0]
+    was = x.system.tensor(x.system, x.cell, x.dtype, x.base, x.step)
+    view = answer(IN_PLACE_VIEWS[func], (), (was, *args[1:]), {})
+    x.base, x.step, x._seen = view.base, view.step, view._seen
+    with no_dispatch():
+        func(*args)  # the shape that torch sees
+    return x
+
+
+class Through(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
@@ -153,7 +174,7 @@ def value_of(x: Any) -> Tensor:
     """The floats that a Number stands for."""
     while isinstance(x, Number):
         x = x.main
-    return x.detach()  # type: ignore[no-any-return]
+    return x.detach()
 
 
 def _has_value(x: Any) -> bool:

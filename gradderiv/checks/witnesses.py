@@ -158,7 +158,7 @@ def proved_zero(call: Call, aim: Cotangents, names: Sequence[str], seed: int) ->
         return {n: (g, torch.zeros_like(g)) for n, g in gradients.items() if g is not None and n in names}
 
     try:
-        found = exactly(run_over, seed=seed)
+        found = exactly(run_over, seed=seed, device=str(call.values[call.moving[0]].device))
     except (
         Exception
     ):  # an operation without exact meaning: nothing is proved, and the verdict will be vacuous

@@ -19,7 +19,7 @@ CHEAP = ("forward", "field", "identities")
 
 @pytest.fixture(scope="module")
 def whole() -> KillTable:
-    return kill_table()
+    return kill_table(workers=2)
 
 
 def test_the_whole_table_is_as_declared(whole: KillTable) -> None:
@@ -130,6 +130,19 @@ def test_another_seed_gives_the_same_table() -> None:
     cheap = ["autograd", "field", "identities"]
     outcomes = [[c.outcome for c in kill_table(chosen, cheap, seed=seed).cells] for seed in (1, 2)]
     assert outcomes[0] == outcomes[1]
+
+
+def test_workers_find_the_same() -> None:
+    def cells(workers: int) -> list[object]:
+        table = kill_table(["transpose-dK", "epsilon"], ["forward", "autograd"], workers=workers)
+        return [dataclasses.replace(c, seconds=0.0) for c in table.cells]
+
+    assert cells(2) == cells(1)
+
+
+def test_a_mutant_of_ones_own_needs_no_worker() -> None:
+    own = dataclasses.replace(MUTANTS["transpose-dK"], id="own")
+    assert kill_table([own], ["autograd", "field"], workers=2).as_declared
 
 
 def test_progress_and_threads() -> None:

@@ -271,7 +271,23 @@ def test_a_vacuous_verdict_is_expected_where_the_problem_says_so() -> None:
     assert all(r.expected for r in vacuous)
     assert not any(r.expected for r in records if r.verdict == "pass")
     strict = replace(PROBLEMS["saturated"], vacuous=())
-    assert not any(r.expected for r in ORACLES["autograd"](RULES["multihead"], strict, 0))
+    unsaid = [r for r in ORACLES["autograd"](RULES["multihead"], strict, 0) if r.verdict == "vacuous"]
+    assert not any(r.expected for r in unsaid if r.dtype == F64)
+
+
+def test_what_a_narrow_type_cannot_show_is_expected_if_a_wider_one_does() -> None:
+    strict = replace(PROBLEMS["peaked"], vacuous=())
+
+    def vacuous(*dtypes: torch.dtype) -> list[Record]:
+        records = ORACLES["autograd"](RULES["multihead"], strict, 0, dtypes=dtypes)
+        return [r for r in records if r.verdict == "vacuous"]
+
+    beside = vacuous(torch.bfloat16, torch.float64)
+    assert {r.dtype for r in beside} == {BF16}
+    assert all(r.expected and r.detail.endswith("; float64 shows it") for r in beside)
+    alone = vacuous(torch.bfloat16)
+    assert [r.argument for r in alone] == [r.argument for r in beside]
+    assert not any(r.expected or "shows it" in r.detail for r in alone)
 
 
 # ---------------------------------------------------------------- seeds and threads

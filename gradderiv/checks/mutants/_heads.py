@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradderiv.checks.mutants.mutant import BACKWARD, FORWARD, Mutant
+from gradderiv.checks.mutants.mutant import BACKWARD, FORWARD, UNLIKE, Mutant
 from gradderiv.checks.mutants.stages import Pass
 from gradderiv.checks.mutants.tools import join_heads
 
@@ -49,7 +49,7 @@ MUTANTS = (
         "head-reshape", "Q, K, V split by reshape(h, n, d), without the transpose", "1bit-MONSTER #2451",
         {"split": lambda c: split_by_reshape, "dXW_Q": lambda c: join_by_reshape(c.dQ),
          "dXW_K": lambda c: join_by_reshape(c.dK_kv), "dXW_V": lambda c: join_by_reshape(c.dV_kv)},
-        kind="forward", problems=("tiny-cross-masked",), kills=FORWARD | {"identities"},
+        kind="forward", problems=("tiny-cross-masked",), kills=FORWARD | {"identities"}, skips=UNLIKE,
     ),
     Mutant(
         "gqa-no-sum", "dK, dV of the last query head of a group, not of all", "levanter #449",

@@ -78,7 +78,7 @@ class Mutant:
         what: the wrong term, in one line.
         seen: where it happened; "classroom" for a slip that teachers meet, "measured" for a stock case of detection power.
         kind: "formula" (a wrong backward), "forward" (a wrong value, differentiated consistently), "float" (a matter of size or
-            range), "aliasing", "tangent" or "second" (of second order).
+            range), "aliasing", "tangent", "second" (of second order), or "right" where nothing is wrong.
         replaced: the stages that are exchanged (:mod:`gradderiv.checks.mutants.stages`).
         problems: names of problems on which it shows; an oracle takes the first that it can work on.
         kills: the oracles that must notice.
