@@ -88,7 +88,7 @@ def _grid(report: Report, spell: Spell, width: int, ascii_only: bool) -> Iterato
         yield Text("")
     met = {shown.split()[0] for shown, _ in cells.values()}
     legend = [f"{MARKS[m][ascii_only]} {m}" for m in MARKS if MARKS[m][ascii_only] in met]
-    if legend != [f"{MARKS['hold'][ascii_only]} hold"]:
+    if legend and legend != [f"{MARKS['hold'][ascii_only]} hold"]:
         yield from (*_wrapped("   ".join(legend), width), Text(""))
 
 
