@@ -18,9 +18,9 @@ import torch
 from gradderiv._version import __version__
 from gradderiv.bench.checkers import CHECKERS
 from gradderiv.bench.layers import draw, layer_of
-from gradderiv.checks.kill import one_thread
 from gradderiv.checks.mutants import MUTANTS, PEERS, RIGHT
 from gradderiv.checks.report import SCHEMA_VERSION
+from gradderiv.threads import one_thread
 
 SCALES = (1e-3, 0.02, 0.3, 1.0)
 TIMED_AT = 0.02  # GPT-2's initialisation

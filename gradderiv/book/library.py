@@ -13,13 +13,12 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 import gradderiv
 from gradderiv.book.chain import CHAINS, Chain
 from gradderiv.book.named import DRAW, Draw
 from gradderiv.errors import InputError, message
 from gradderiv.numbers.field import DrawAgain
+from gradderiv.threads import one_thread
 
 REDRAWS = 3  # points tried, before giving up on one without a zero denominator
 
@@ -132,13 +131,11 @@ def again_at(draw: Draw, again: DrawAgain) -> Draw:
 def at(draw: Draw) -> Any:
     """Points are drawn so, chains are collected, what is printed is kept; one thread, for the matrices are tiny."""
     chains: list[Chain] = []
-    threads, tokens = torch.get_num_threads(), (DRAW.set(draw), CHAINS.set(chains))
-    torch.set_num_threads(1)
+    tokens = DRAW.set(draw), CHAINS.set(chains)
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with one_thread(), contextlib.redirect_stdout(io.StringIO()) as printed:
             yield chains, printed
     finally:
-        torch.set_num_threads(threads)
         DRAW.reset(tokens[0])
         CHAINS.reset(tokens[1])
 

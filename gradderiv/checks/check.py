@@ -26,7 +26,6 @@ from gradderiv.checks.compare import MULTIPLE, Comparison
 from gradderiv.checks.forward import Call
 from gradderiv.checks.inputs import cast, first_call, make_call
 from gradderiv.checks.report import Record, Report
-from gradderiv.checks.threads import one_thread
 from gradderiv.checks.witnesses import (
     CannotRun,
     Expected,
@@ -37,6 +36,7 @@ from gradderiv.checks.witnesses import (
     proved_zero,
     taped,
 )
+from gradderiv.threads import one_thread
 
 DIRECTIONS = 2
 LARGE = 2**16  # entries of all arguments, from which one direction has to do

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradderiv.checks.threads import one_thread
 from gradderiv.errors import DtypeError, message
+from gradderiv.threads import one_thread
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 

@@ -8,7 +8,6 @@ and every other one has a reason and is not killed; an error never is as declare
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -28,6 +27,7 @@ from gradderiv.checks.oracles import ORACLES, Oracle
 from gradderiv.checks.problems import PROBLEMS
 from gradderiv.checks.report import SCHEMA_VERSION, Record, write_whole
 from gradderiv.errors import InputError, NoExactMeaning, message
+from gradderiv.threads import one_thread
 
 Progress = Callable[[int, int, str], None]
 
@@ -178,17 +178,6 @@ def judge_all(mutant: Mutant, oracles: Iterable[str], seed: int = 0) -> list[Cel
     """One mutant under these oracles."""
     with one_thread():
         return [judge(mutant, name, ORACLES[name], seed) for name in oracles]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """The problems are small: more threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def judge(mutant: Mutant, name: str, oracle: Oracle, seed: int = 0) -> Cell:

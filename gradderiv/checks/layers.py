@@ -24,8 +24,8 @@ from gradderiv.checks import tolerance
 from gradderiv.checks.compare import compare
 from gradderiv.checks.reference import multihead as textbook
 from gradderiv.checks.report import Record
-from gradderiv.checks.threads import one_thread
 from gradderiv.rules.multihead import multihead, multihead_vjp
+from gradderiv.threads import one_thread
 
 D_MODEL, N_HEADS = 768, 12
 N_Q, N_K, BATCH = 64, 45, 2

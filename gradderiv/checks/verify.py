@@ -8,7 +8,7 @@ import difflib
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -20,6 +20,7 @@ from gradderiv.checks.production import verify_full_size
 from gradderiv.checks.published import published_case
 from gradderiv.checks.report import Record, Report
 from gradderiv.errors import InputError, message
+from gradderiv.threads import one_thread
 
 log = logging.getLogger("gradderiv")
 
@@ -89,23 +90,12 @@ def verify(
         if progress is not None:
             progress(done, len(jobs), label)
         log.debug("verify %s", label)
-        threads = contextlib.nullcontext() if label == "full size" else _one_thread()
+        threads = contextlib.nullcontext() if label == "full size" else one_thread()
         with threads, torch.random.fork_rng(devices=[]):  # the caller's random numbers stay his own
             records += [_with_replay(r, seed, device) for r in job()]
     if progress is not None:
         progress(len(jobs), len(jobs), "")
     return Report(records, seed=seed, seconds=time.perf_counter() - start)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small problems: a second thread costs more than it brings, and much more where processors are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _job(

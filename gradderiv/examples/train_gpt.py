@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from gradderiv.examples.gpt import CONTEXT, GPT, Attend
 from gradderiv.functional import attention
 from gradderiv.text import prose
+from gradderiv.threads import one_thread
 
 BATCH, RUNS, EVERY = 4, 3, 5
 """Sequences in a batch, initialisations, and the steps from one sample to the next."""
@@ -138,17 +138,6 @@ def report(result: Comparison) -> None:
     )
     verdict = "no more than" if result.holds else "MORE THAN"
     print(f"Ours differs from PyTorch's default {verdict} its two kernels differ.")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread, so that rounding, and with it the verdict, does not depend on the machine's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,7 +58,7 @@ def require_tensors(where: str, **tensors: Tensor | None) -> None:
         DtypeError: not a tensor, an integer tensor, several dtypes or several devices.
         InputError: a tensor without elements.
     """
-    given = {name: t for name, t in tensors.items() if t is not None or name not in OPTIONAL}
+    given: dict[str, Any] = {n: t for n, t in tensors.items() if t is not None or n not in OPTIONAL}
     for name, t in given.items():
         if not isinstance(t, Tensor):
             raise DtypeError(

@@ -1,4 +1,4 @@
-"""How many threads a check takes: one, unless the work is large."""
+"""How many threads a piece of work takes: one, unless it is large."""
 
 from __future__ import annotations
 
