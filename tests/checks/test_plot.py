@@ -90,9 +90,9 @@ def test_a_right_report_draws_each_problem_that_autograd_was_asked_about(tmp_pat
 
 def test_where_something_fails_only_that_is_drawn(tmp_path: Path) -> None:
     wrong = wrong_rule("W_K", half_of_head_1)
-    report = Report(asked(RULES["linear"], "linear").records + asked(wrong, "cross-masked").records)
+    report = Report(asked(RULES["linear"], "linear").records + asked(wrong, "one-token").records)
     files = plot_errors(report, tmp_path, rules={**RULES, "multihead": wrong})
-    assert [f.name for f in files] == ["multihead-cross-masked-float64.png"]
+    assert [f.name for f in files] == ["multihead-one-token-float64.png"]
 
 
 def test_the_type_is_float64_if_it_fails_there_else_the_one_that_does(tmp_path: Path) -> None:
@@ -194,16 +194,16 @@ def test_batches_and_heads_with_an_axis_of_their_own_lie_side_by_side(
     ("change", "says"),
     [
         (lambda g: None, "no gradient"),
-        (lambda g: g.mT, "(6, 13), should be (13, 6)"),
-        (lambda g: g + math.nan, "78 of 78 wrong, not finite"),
-        (lambda g: g * math.inf, "78 of 78 wrong, not finite"),
+        (lambda g: g.mT, "(3, 2), should be (2, 3)"),
+        (lambda g: g + math.nan, "6 of 6 wrong, not finite"),
+        (lambda g: g * math.inf, "6 of 6 wrong, not finite"),
     ],
 )
 def test_what_has_no_number_is_drawn_too(
     change: Callable[[Tensor], Tensor | None], says: str, tmp_path: Path, drawn: list[Any]
 ) -> None:
     wrong = wrong_rule("W_K", change)
-    (file,) = plot_errors(asked(wrong, "cross-masked"), tmp_path, rules={"multihead": wrong})
+    (file,) = plot_errors(asked(wrong, "one-token"), tmp_path, rules={"multihead": wrong})
     assert titles(drawn[0])["W_K"] == says
     assert drawn[0].get_suptitle().endswith("\nwrong: W_K")
     assert file.read_bytes().startswith(PNG)
