@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from gradderiv.checks.diagnose import Layout, diagnose
+from gradderiv.numbers.rounding import SPREAD
 
-MULTIPLE = (
-    8.0  # of the standard deviation of the rounding error; measured in tests/checks/test_false_alarms.py
-)
+MULTIPLE = SPREAD  # standard deviations of the rounding error; measured in tests/checks/test_false_alarms.py
 
 
 @dataclass(frozen=True)

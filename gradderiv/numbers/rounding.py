@@ -5,7 +5,7 @@ operation errs by an independent amount of standard deviation u (probabilistic r
 
     x + y   e² = e_x² + e_y² + (u v)²                      Σ x     e² = Σ e_x² + K (u_s Σ|x|)² + (u v)²
     x y     e² = (x e_y)² + (e_x y)² + (u v)²              X Y     E² = X² E_Y² + E_X² Y² + K (u_s |X||Y|)² + (u V)²
-    1/x     e² = (e_x/x²)² + (u v)²                        exp x   e² = (v (exp(e_x) − 1))² + (2u v)²
+    1/x     e² = (e_x/x²)² + (u v)²                        exp x   e² = (v (exp(8 e_x) − 1)/8)² + (2u v)²
 
 K is the length of a sum and u_s the unit roundoff of the format it is accumulated in (float32 for bfloat16). What can underflow adds the least normal
 number. The maximum of a row is a shift, an exact constant whatever it rounds to; a probability is not off by more than 1. A worst-case
@@ -20,6 +20,14 @@ from torch import Tensor
 from gradderiv.numbers.number import Number, System
 
 ACCUMULATED_IN = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+
+SPREAD = 8.0  # how many standard deviations an error may be away from 0
+
+
+def _stretched(e: Tensor) -> Tensor:
+    """exp(e) − 1, as the eighth part of its value at eight times e: exp is not linear, and errors of several e must be covered."""
+    return torch.expm1(SPREAD * e) / SPREAD
 
 
 class RoundingTensor(Number):
@@ -46,7 +54,7 @@ class Rounding(System):
         self.dtype = dtype
         self.u = torch.finfo(dtype).eps / 2
         self.u_sum = torch.finfo(ACCUMULATED_IN.get(dtype, dtype)).eps / 2
-        self.tiny = torch.finfo(dtype).tiny
+        self.tiny = max(torch.finfo(dtype).tiny, 2.0**-500)  # whose square does not vanish
 
     def accepts(self, other: System) -> bool:
         return isinstance(other, Rounding) and other.dtype == self.dtype
@@ -105,7 +113,7 @@ class Rounding(System):
     def exp(self, x: Number) -> Number:
         v, e = self._parts(x)
         out = v.exp()
-        return self._result(out, (out * torch.expm1(e)).nan_to_num(nan=0.0), self.u * out, self.tiny)
+        return self._result(out, (out * _stretched(e)).nan_to_num(nan=0.0), self.u * out, self.tiny)
 
     def log(self, x: Number) -> Number:
         v, e = self._parts(x)
@@ -127,7 +135,7 @@ class Rounding(System):
         P = torch.softmax(v, dim)
         e = torch.where(v == -torch.inf, 0.0, e)
         row = (P * e).square().sum(dim, keepdim=True).sqrt()  # of log Σ exp
-        relative = torch.expm1((e.square() + row.square()).sqrt()) + 2 * self.u
+        relative = _stretched((e.square() + row.square()).sqrt()) + 2 * self.u
         moved = torch.where(P > 0, (P * relative).nan_to_num(nan=1.0), 0.0)
         return self._result(P, moved.clamp(max=1.0), self.tiny)
 
