@@ -167,6 +167,7 @@ def test_an_unknown_name() -> None:
 
 def test_the_chapters_come_from_the_wheel_if_there_is_one(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     assert [p.name[:2] for p in chapters()] == [f"{i:02}" for i in range(1, 1 + len(chapters()))]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("gradderiv.__file__", str(tmp_path / "gradderiv" / "__init__.py"))
     with pytest.raises(InputError, match="the book's chapters stand in derivations/"):
         chapters()
