@@ -2,7 +2,9 @@
 
 verify(rules=None, …)         our rules, on floats, residues and symbols
 check(function, inputs, …)    your function: its backward against independent oracles, element-wise
+prove(function, inputs, …)    your function in exact arithmetic, at the size you use: proved, refuted or inconclusive
 rules                         the closed forms, to import
+testing                       assertions on both, for your own tests
 functional                    the same as autograd Functions that a model trains with
 """
 
@@ -16,18 +18,22 @@ from gradderiv._version import __version__
 
 if TYPE_CHECKING:
     from gradderiv.checks.check import check
+    from gradderiv.checks.proof import Proof
+    from gradderiv.checks.prove import prove
     from gradderiv.checks.report import Record, Report
     from gradderiv.checks.verify import verify
 
-__all__ = ["Record", "Report", "__version__", "check", "verify"]
+__all__ = ["Proof", "Record", "Report", "__version__", "check", "prove", "verify"]
 
 _HOME = {
     "verify": "gradderiv.checks.verify",
     "check": "gradderiv.checks.check",
+    "prove": "gradderiv.checks.prove",
+    "Proof": "gradderiv.checks.proof",
     "Report": "gradderiv.checks.report",
     "Record": "gradderiv.checks.report",
 }
-_SUBPACKAGES = {"rules", "numbers", "checks", "functional", "book", "bench", "examples"}
+_SUBPACKAGES = {"rules", "numbers", "checks", "functional", "book", "bench", "examples", "testing"}
 
 logging.getLogger("gradderiv").addHandler(logging.NullHandler())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,6 +121,89 @@ def show(
     typer.echo(render(rule, tex=tex, derivation=derivation, symbolic=symbolic, charset=charset))
 
 
+@app.command()
+def prove(
+    target: Annotated[str, typer.Argument(help="FILE.py:NAME or package.module:NAME; the file is executed.")],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=2,7,12: a random input of that shape; may be repeated, in the order of the call."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Another FILE.py:NAME on the same inputs, to which it must be equal.")
+    ] = None,
+    order: Annotated[int, typer.Option(help="2 proves the derivative of the backward, too.")] = 1,
+    forward_mode: Annotated[
+        bool, typer.Option("--forward-mode", help="Prove the jvp of hand-written Functions, too.")
+    ] = False,
+    no_gradient: Annotated[
+        list[str] | None,
+        typer.Option(help="An input, or 'output 1', that is meant to have no gradient; may be repeated."),
+    ] = None,
+    fills_are_minus_infinity: Annotated[
+        bool,
+        typer.Option(
+            "--fills-are-minus-infinity", help="Read constants of -10000 and less as minus infinity."
+        ),
+    ] = False,
+    heads: Annotated[
+        int | None, typer.Option(help="How many heads there are: lets a mistake be located in one.")
+    ] = None,
+    bound: Annotated[
+        int, typer.Option(help="The failure probability asked for is 2 to the power of this.")
+    ] = -40,
+    device: Annotated[
+        str | None, typer.Option(help="Where the residues live; a GPU if there is one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws primes, points, keys and dropout masks.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write every record to this file.")] = None,
+) -> None:
+    """Prove the backward of your function in exact arithmetic. FILE.py is executed: name only files that you trust."""
+    _require_writable(json)
+    with _progress("importing torch") as step:
+        from gradderiv.checks.named import inputs_of, load, on_gpu
+        from gradderiv.checks.prove import prove as run
+
+        function = load(target)
+        given, names = inputs_of(target, function, shape or [], seed)
+        proof = run(
+            function, given, reference=None if reference is None else load(reference), names=names, order=order,
+            forward_mode=forward_mode, no_gradient=no_gradient or (), fills_are_minus_infinity=fills_are_minus_infinity, seed=seed, target=bound,
+            n_heads=heads, device=device or on_gpu(), progress=step,
+        )  # fmt: skip
+        proof.replay_with(shlex.join(["gradderiv", *sys.argv[1:]]))
+    if json is not None:
+        proof.to_json(json)
+    _print_proof(proof)
+    raise typer.Exit(proof.exit_status)
+
+
+@bench.command("prove")
+def bench_prove(
+    seed: Annotated[int, typer.Option(help="Draws weights, points and primes.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes only.")] = False,
+    large: Annotated[
+        bool,
+        typer.Option(
+            "--large", help="Also one layer of the shape of Llama 7B: minutes, and more than 10 GB."
+        ),
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Time, memory and detection of proofs beside gradcheck and a comparison in float64."""
+    _require_writable(json)
+    from gradderiv.bench.prove import run
+
+    with _progress("bench prove") as step:
+        result = run(seed=seed, quick=quick, large=large, progress=step)
+    typer.echo(str(result))
+    if json is not None:
+        from gradderiv.checks.report import write_whole
+
+        write_whole(json, result.to_json() + "\n")
+
+
 @bench.command("verify")
 def bench_verify(
     seed: Annotated[int, typer.Option(help="Draws the weights.")] = 0,
@@ -209,9 +293,19 @@ def _speaks_unicode() -> bool:
 
 
 def _print_report(report: Any) -> None:
-    from rich.console import Console
-
     from gradderiv.checks.render import table
+
+    _print(table, report)
+
+
+def _print_proof(proof: Any) -> None:
+    from gradderiv.checks.render_proof import table
+
+    _print(table, proof)
+
+
+def _print(table: Callable[..., Any], report: Any) -> None:
+    from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
     with console.capture() as printed:

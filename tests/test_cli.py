@@ -352,3 +352,90 @@ def test_ctrl_c_leaves_the_files_alone(tmp_path: Path) -> None:
     assert (out, err) == ("", "gradderiv: interrupted\n")
     assert [p.read_text() for p in tmp_path.iterdir()] == ["the old report"]
     assert time.monotonic() - start < 55
+
+
+# ---------------------------------------------------------------- prove
+
+CODE = """
+import torch
+
+def attention(Q, K, V):
+    return torch.softmax(Q @ K.mT / Q.shape[-1] ** 0.5, -1) @ V
+
+def attention_inputs():
+    return torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 6)
+
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, S):
+        P = torch.softmax(S, -1)
+        ctx.save_for_backward(P)
+        return P
+    @staticmethod
+    def backward(ctx, g):
+        (P,) = ctx.saved_tensors
+        return P * (1 - P) * g
+
+def sorted_scores(S):
+    return S.sort(-1).values
+
+def interrupted(S):
+    raise KeyboardInterrupt
+"""
+SHAPES = ["--shape", "Q=3,4", "--shape", "K=5,4", "--shape", "V=5,2"]
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> str:
+    file = tmp_path / "attention_code.py"
+    file.write_text(CODE)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "status", "words"),
+    [
+        ("attention", [], 0, "PROVED  for these shapes and all real inputs"),
+        ("attention", SHAPES, 0, "all outputs  ✓ proved        Q K V"),
+        ("Wrong", ["--shape", "S=3,4"], 1, "REFUTED  Wrong · S · all outputs"),
+        ("sorted_scores", ["--shape", "S=3,4"], 3, "aten.sort.default has no exact meaning"),
+        ("nothing", [], 2, ""),
+        ("Wrong", [], 2, ""),
+        ("attention", ["--shape", "Q=3,,4"], 2, ""),
+        ("attention", ["--order", "3"], 2, ""),
+        ("attention", ["--json", "/nowhere/proof.json"], 2, ""),
+        ("interrupted", ["--shape", "S=2"], 130, ""),
+    ],
+)
+def test_the_exit_status_of_a_proof(code, capsys, name, options, status, words) -> None:
+    assert main(["prove", f"{code}:{name}", *options]) == status
+    assert words in capsys.readouterr().out
+
+
+def test_a_refutation_names_the_command_that_replays_it(code, capsys, monkeypatch) -> None:
+    arguments = ["prove", f"{code}:Wrong", "--shape", "S=3,4", "--seed", "5"]
+    monkeypatch.setattr(sys, "argv", ["gradderiv", *arguments])
+    assert main(arguments) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "replay: gradderiv prove " in printed
+    assert "--shape S=3,4 --seed 5" in printed
+
+
+def test_a_proof_as_json_and_in_ascii(code, tmp_path) -> None:
+    file = tmp_path / "proof.json"
+    command = run(
+        "prove", f"{code}:attention", "--order", "2", "--json", str(file), env={"PYTHONIOENCODING": "ascii"}
+    )
+    assert command.returncode == 0, command.stderr
+    assert command.stdout.isascii()
+    assert "ok proved" in command.stdout
+    assert max(map(len, command.stdout.splitlines())) <= 80
+    document = json.loads(file.read_text())
+    assert document["verdict"] == "proved"
+    assert document["log2_failure"] <= -40
+    assert {r["problem"] for r in document["records"]} == {"all outputs", "second order: all outputs"}
+
+
+def test_help_warns_that_the_file_is_executed() -> None:
+    text = " ".join(run("prove", "--help").stdout.split())
+    assert "FILE.py is executed: name only files that you trust" in text

@@ -1,4 +1,4 @@
-"""Five ways to check a hand-written backward, each with its defaults: accepted, caught, or refused.
+"""Six ways to check a hand-written backward, each with its defaults: accepted, caught, or refused.
 
 A checker is given a layer, inputs and a seed. *Refused* is the verdict of a checker that found nothing to hold against the layer and knows that it
 could not have.
@@ -14,6 +14,7 @@ from torch import Tensor
 from gradderiv.bench.layers import ARGUMENTS, OPTIONS, Layer
 from gradderiv.checks.check import check
 from gradderiv.checks.exact import Pairs, exactly
+from gradderiv.checks.prove import prove
 from gradderiv.checks.reference import TEXTBOOK
 from gradderiv.numbers.field import Field
 
@@ -31,6 +32,12 @@ def exact(layer: Layer, inputs: list[Tensor], seed: int) -> str:
         return dict(zip(ARGUMENTS, zip(found, expected, strict=True), strict=True))
 
     return "accepted" if all(o.equal for o in exactly(run, seed=seed).values()) else "caught"
+
+
+def proof(layer: Layer, inputs: list[Tensor], seed: int) -> str:
+    """:func:`gradderiv.prove`, in exact arithmetic; refuted counts as caught, inconclusive as refused."""
+    verdict = prove(layer, tuple(inputs), names=tuple(ARGUMENTS), seed=seed).verdict
+    return {"proved": "accepted", "refuted": "caught", "inconclusive": "refused"}[verdict]
 
 
 def floats(layer: Layer, inputs: list[Tensor], seed: int) -> str:
@@ -71,10 +78,6 @@ def _textbook(tensors: list[Tensor]) -> Tensor:
     return TEXTBOOK["multihead"](**dict(zip(ARGUMENTS, tensors, strict=True)), **OPTIONS)
 
 
-CHECKERS: dict[str, Checker] = {
-    "ours, exact": exact,
-    "ours, float64": floats,
-    "gradcheck": gradcheck,
-    "gradcheck fast": gradcheck_fast,
-    "allclose": cmp,
-}
+OTHERS: dict[str, Checker] = {"gradcheck": gradcheck, "gradcheck fast": gradcheck_fast, "allclose": cmp}
+CHECKERS: dict[str, Checker] = {"ours, exact": exact, "ours, float64": floats, **OTHERS}
+PROVERS: dict[str, Checker] = {"prove": proof, "check": floats, **OTHERS}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
-from gradderiv.bench.checkers import CHECKERS
+from gradderiv.bench.checkers import CHECKERS, Checker
 from gradderiv.bench.layers import D, H, N
 from gradderiv.checks.mutants import PEERS
 
@@ -29,7 +30,7 @@ def render(result: BenchVerify) -> str:
     caught = f"caught of {len(PEERS)} at s ="
     width = max(7, -(-len(caught) // len(result.scales)))  # of a column of counts
     lines = [
-        *_wrap(what, ""),
+        *wrap(what, ""),
         "",
         f"{'':<15}{caught:>{width * len(result.scales)}}{'false':>10}{'':>10}{'time':>8}",
     ]
@@ -40,9 +41,9 @@ def render(result: BenchVerify) -> str:
         counts = "".join(f"{_count(result.caught(checker, s)):>{width}}" for s in result.scales)
         took = result.median(checker)
         lines.append(
-            f"{checker:<15}{counts}{f'{alarms} of {tried}':>10}{_time(took):>10}{took / result.median(OURS):>8.2g}"
+            f"{checker:<15}{counts}{f'{alarms} of {tried}':>10}{duration(took):>10}{took / result.median(OURS):>8.2g}"
         )
-    lines += ["", *_missed(result), "", *_legend()]
+    lines += ["", *_missed(result), "", *legend(CHECKERS)]
     return "\n".join(lines)
 
 
@@ -53,7 +54,7 @@ def _count(caught: list[int] | None) -> str:
     return f"{low}" if low == high else f"{low}–{high}"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
@@ -64,27 +65,29 @@ def _missed(result: BenchVerify) -> list[str]:
             missed = result.missed(checker, scale)
             if missed:
                 names = "all" if len(missed) == len(PEERS) else ", ".join(missed)
-                lines += _wrap(f"{checker} did not catch, at s = {scale:g}: {names}", "")
+                lines += wrap(f"{checker} did not catch, at s = {scale:g}: {names}", "")
         refused = sum(t.verdict == "refused" for t in result.select(checker))
         if refused:
-            lines += _wrap(f"{checker} refused {refused} times: nothing could be shown there.", "")
+            lines += wrap(f"{checker} refused {refused} times: nothing could be shown there.", "")
     return lines or ["Nothing was missed."]
 
 
-def _legend() -> list[str]:
+def legend(checkers: Mapping[str, Checker]) -> list[str]:
+    """What every checker is: the first line of what it says of itself."""
     lines = []
-    for name, checker in CHECKERS.items():
+    for name, checker in checkers.items():
         first = (
             (checker.__doc__ or "")
             .splitlines()[0]
             .replace("``", "")
             .replace(":func:`gradderiv.check`", "gradderiv.check")
+            .replace(":func:`gradderiv.prove`", "gradderiv.prove")
         )
-        lines += _wrap(f"{name}: {first}", "")
+        lines += wrap(f"{name}: {first}", "")
     return lines
 
 
-def _wrap(text: str, indent: str) -> list[str]:
+def wrap(text: str, indent: str) -> list[str]:
     return textwrap.wrap(
         text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
     )

@@ -13,13 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
-import torch
-
-from gradderiv._version import __version__
 from gradderiv.bench.checkers import CHECKERS
 from gradderiv.bench.layers import draw, layer_of
 from gradderiv.checks.mutants import MUTANTS, PEERS, RIGHT
-from gradderiv.checks.report import SCHEMA_VERSION
+from gradderiv.checks.report import SCHEMA_VERSION, versions
 from gradderiv.threads import one_thread
 
 SCALES = (1e-3, 0.02, 0.3, 1.0)
@@ -92,9 +89,7 @@ class BenchVerify:
         """Every verdict and every time."""
         document = {
             "schema_version": SCHEMA_VERSION,
-            "gradderiv": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+            **versions(),
             "machine": platform.machine(),
             "quick": self.quick,
             "scales": self.scales,

@@ -17,7 +17,7 @@ import gradderiv
 from gradderiv.book.chain import CHAINS, Chain
 from gradderiv.book.named import DRAW, Draw
 from gradderiv.errors import InputError, message
-from gradderiv.numbers.field import DrawAgain
+from gradderiv.numbers.lanes import DrawAgain
 from gradderiv.threads import one_thread
 
 REDRAWS = 3  # points tried, before giving up on one without a zero denominator

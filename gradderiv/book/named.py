@@ -25,6 +25,7 @@ from gradderiv.errors import InputError, message
 from gradderiv.numbers.dual import Dual, DualTensor
 from gradderiv.numbers.field import Field
 from gradderiv.numbers.nodes import Node, Symbol
+from gradderiv.numbers.residues import Root
 from gradderiv.numbers.tex import Tex, TexTensor
 from gradderiv.rules._inputs import rule
 
@@ -36,7 +37,7 @@ class Draw(NamedTuple):
 
     seed: int = 0
     lanes: int = 3
-    roots: frozenset[int] = frozenset()
+    roots: frozenset[Root] = frozenset()
     draw: int = 0
 
 

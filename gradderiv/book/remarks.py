@@ -27,7 +27,7 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFD", re.sub(r"𝓓(?=_)", "D", text))
     text = re.sub("(?<=[Wb])(\u0307?)\\^(?=[A-Z])", r"\1_", text)
     text = "".join(f"cal{_script(c)}" if _script(c) else c for c in text)
-    text = re.sub("(\\w)\u0307(_\\w+)?", r"\1\2_dot", text).replace("\u0303", "")
+    text = re.sub("(\\w)\u0307(_\\w+)?", r"\1\2_dot", text).replace("\u0303", "").replace("\u0302", "_hat")
     return "".join(PLAIN.get(c, c) for c in text)
 
 

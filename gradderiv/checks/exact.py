@@ -10,18 +10,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradderiv.errors import NoExactMeaning, message
-from gradderiv.numbers.field import DrawAgain, Field
+from gradderiv.numbers.field import Field
+from gradderiv.numbers.lanes import DrawAgain
+from gradderiv.numbers.residues import Root
+from gradderiv.numbers.scout import Scout
 
 log = logging.getLogger("gradderiv")
 
 TARGET = -40.0  # log₂ of the failure probability asked for
 REDRAWS = 3
 MOST_LANES = 16
+
+
+@dataclass
+class Start:
+    """What earlier runs of a program have shown that it needs; runs to come begin with it."""
+
+    roots: frozenset[Root] = frozenset()
+    lanes: int = 2
+
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -59,6 +72,9 @@ def exactly(
     target: float = TARGET,
     lanes: int = 2,
     device: str = "cpu",
+    start: Start | None = None,
+    scout: bool = False,
+    **options: Any,
 ) -> dict[str, Outcome]:
     """Compare the pairs that ``run`` returns, entry by entry, over random points of prime fields.
 
@@ -67,30 +83,35 @@ def exactly(
         seed: draws primes, points and keys.
         target: log₂ of the failure probability to be reached for every pair.
         lanes: how many to begin with.
+        start: begin with what it says, and write into it what was needed; for runs of one program.
+        scout: find out beforehand which roots and how many lanes are needed, by a run without products; for large ones.
+        options: of :class:`~gradderiv.numbers.field.Field`.
 
     Raises:
         NoExactMeaning: the program does something that has no exact meaning.
         DrawAgain: every one of the points drawn has a zero denominator.
     """
-    roots: frozenset[int] = frozenset()
-    draw = 0
+    start, draw = start or Start(lanes=lanes), 0
+    if scout:
+        _scouted(run, start, seed, target, device, options)
     while True:
-        field = Field(seed, lanes, roots=roots, draw=draw, target=target, device=device)
+        roots, lanes = start.roots, start.lanes
+        field = Field(seed, lanes, roots=roots, draw=draw, target=target, device=device, **options)
         try:
             pairs = run(field)
-            worst = max((field.failure(*pair) for pair in pairs.values()), default=target)
-            if worst > target:
-                raise DrawAgain("too few lanes for the bound asked for", lanes=lanes + 1)
+            _require_bound(field, pairs, target)
             again = None
             if field.shift_used:
-                other = Field(seed, lanes, roots=roots, draw=draw, target=target, device=device, shift=1)
+                other = Field(
+                    seed, lanes, roots=roots, draw=draw, target=target, device=device, shift=1, **options
+                )
                 again = run(other)
         except DrawAgain as reason:
             log.debug("drawing again: %s", reason)
             if reason.root is not None:
-                roots |= {reason.root}
+                start.roots |= {reason.root}
             elif reason.lanes is not None and reason.lanes <= MOST_LANES:
-                lanes = reason.lanes
+                start.lanes = reason.lanes
             elif reason.lanes is not None:
                 raise NoExactMeaning(
                     message(
@@ -107,6 +128,40 @@ def exactly(
             name: _outcome(field, pair, None if again is None else again[name])
             for name, pair in pairs.items()
         }
+
+
+def _scouted(
+    run: Callable[[Field], Pairs],
+    start: Start,
+    seed: int,
+    target: float,
+    device: str,
+    options: dict[str, Any],
+) -> None:
+    """Find out the roots and the lanes to begin with."""
+    while True:
+        field = Scout(seed, roots=start.roots, device=device, **options)
+        try:
+            pairs = run(field)
+        except DrawAgain as reason:
+            if reason.root is None:
+                return
+            start.roots |= {reason.root}
+            continue
+        while start.lanes < MOST_LANES and any(
+            field.failure(*pair, lanes=start.lanes) > target for pair in pairs.values()
+        ):
+            start.lanes += 1
+        return
+
+
+def _require_bound(field: Field, pairs: Pairs, target: float) -> None:
+    """The bound asked for is reached, or as many lanes as it needs are."""
+    lanes = field.lanes
+    while lanes <= MOST_LANES and any(field.failure(*pair, lanes=lanes) > target for pair in pairs.values()):
+        lanes += 1
+    if lanes > field.lanes:
+        raise DrawAgain("too few lanes for the bound asked for", lanes=lanes)
 
 
 def _outcome(field: Field, pair: tuple[Tensor, Tensor], again: tuple[Tensor, Tensor] | None) -> Outcome:

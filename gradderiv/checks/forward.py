@@ -7,6 +7,7 @@ runs. What other people's code does and a formula does not is answered by :class
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
-from gradderiv.checks.values import BornHere, Values, written_elsewhere
+from gradderiv.checks.program import retried
+from gradderiv.checks.values import Values
 from gradderiv.numbers.tape import Tape, TapeTensor
-
-ENOUGH = 32  # lines of the function at which tensors are born that it later writes numbers into
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Call:
         by_name: the inputs are keyword arguments.
         spelled: the function as one would write it.
         floating: positions of the outputs that are floating tensors; None until a first call has told.
+        ties: names under which an input is given again, and the first name of each.
+        kept: storages that a first call computed from its inputs, and that are still in use.
     """
 
     function: Callable[..., Any]
@@ -40,6 +43,8 @@ class Call:
     by_name: bool = False
     spelled: str = ""
     floating: tuple[int, ...] | None = None
+    ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kept: Mapping[int, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, inputs: Mapping[str, Any]) -> list[Tensor]:
         """The floating outputs, for these inputs in place of the function's own."""
@@ -50,8 +55,9 @@ class Call:
 
     def all(self, inputs: Mapping[str, Any]) -> list[Any]:
         values = {**self.values, **inputs}
+        values |= {name: values[first] for name, first in self.ties.items()}
         out = self.function(**values) if self.by_name else self.function(*values.values())
-        return list(out) if isinstance(out, (tuple, list)) else [out]
+        return tree_leaves(out)
 
     def constants(self) -> dict[str, Tensor]:
         """The floating inputs that are not differentiated."""
@@ -112,14 +118,13 @@ def run(
     writes: then the call starts again with the tensors born at that line made Numbers.
     """
     lines: set[str] = set()
-    while True:
-        try:
-            with (values or Values)(born, lines) as mode, plain_kernels(), torch.no_grad():
-                return call(inputs), mode.casts
-        except BornHere as found:
-            if found.line in lines or len(lines) >= ENOUGH:
-                raise written_elsewhere() from found
-            lines.add(found.line)
+
+    def once() -> tuple[list[Tensor], set[torch.dtype]]:
+        with (values or Values)(born, lines) as mode, plain_kernels(), torch.no_grad():
+            return call(inputs), mode.casts
+
+    outputs, casts = retried(lines, once)
+    return outputs, casts
 
 
 @contextlib.contextmanager

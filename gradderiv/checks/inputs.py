@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from gradderiv.checks.candidate import in_words
 from gradderiv.checks.forward import Call
+from gradderiv.checks.kept import Kept
 from gradderiv.errors import DtypeError, InputError, message
+from gradderiv.numbers.order import HIDDEN
 
 
 def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | None = None) -> Call:
@@ -25,7 +29,7 @@ def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | 
     if not callable(function):
         raise DtypeError(
             message(
-                "check needs a function of tensors",
+                "gradderiv needs a function of tensors",
                 type(function).__name__,
                 "the function was called already, and its output passed",
                 "gradderiv.check(f, inputs), not gradderiv.check(f(*inputs), inputs)",
@@ -41,7 +45,7 @@ def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | 
     if len(given) != len(listed) or len(set(given)) != len(given):
         raise InputError(
             message(
-                "check needs one name for every input",
+                "gradderiv needs one name for every input",
                 f"{len(listed)} inputs, names {given}",
                 "a name left out, or given twice",
                 "as many different names as inputs, in the order of the call",
@@ -51,12 +55,15 @@ def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | 
     tensors = {n: x for n, x in values.items() if isinstance(x, Tensor)}
     for n, x in tensors.items():
         _require_usable(n, x)
-    floating = [n for n, x in tensors.items() if x.dtype.is_floating_point]
-    moving = [n for n in floating if tensors[n].requires_grad] or floating
+    ties = _ties(tensors)
+    floating = [n for n, x in tensors.items() if x.dtype.is_floating_point and n not in ties]
+    moving = [n for n in floating if tensors[n].requires_grad] or [
+        n for n in floating if not _is_mask(tensors[n])
+    ]
     if not moving:
         raise InputError(
             message(
-                "check needs a floating-point tensor to differentiate by",
+                "gradderiv needs a floating-point tensor to differentiate by",
                 ", ".join(f"{n} {_shown(x)}" for n, x in values.items()) or "no inputs",
                 "token numbers or masks only; they have no derivative",
                 "pass the tensors whose gradient you want, for example the embedded tokens",
@@ -65,7 +72,58 @@ def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | 
     detached = {n: x.detach() if isinstance(x, Tensor) else x for n, x in values.items()}
     shown = _name(function)
     spelled = f"{shown}.apply" if _function_class(function) else shown
-    return Call(function, shown, detached, tuple(moving), by_name, spelled)
+    return Call(function, shown, detached, tuple(moving), by_name, spelled, ties=ties)
+
+
+def module_call(module: nn.Module, inputs: Any) -> Call:
+    """A module as a function of all its parameters, by name, and of its inputs; ties among the parameters stay.
+
+    Raises:
+        InputError, DtypeError: as :func:`make_call`.
+    """
+    by_name = isinstance(inputs, Mapping)
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
+    given = list(inputs) if by_name else _parameters(module, len(inputs))
+    arguments = dict(zip(given, inputs.values() if by_name else inputs, strict=True))
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def function(**values: Any) -> Any:
+        state = {name: values.pop(name) for name in parameters}
+        if by_name:
+            return functional_call(module, state, (), values)
+        return functional_call(module, state, tuple(values.values()))
+
+    asked = [n for n, x in arguments.items() if isinstance(x, Tensor) and x.requires_grad] or [
+        n
+        for n, x in arguments.items()
+        if isinstance(x, Tensor) and x.dtype.is_floating_point and not _is_mask(x)
+    ]
+    arguments = {
+        n: x.detach().requires_grad_(n in asked) if isinstance(x, Tensor) else x for n, x in arguments.items()
+    }
+    call = make_call(function, {**parameters, **_again(arguments, inputs, by_name)})
+    name = type(module).__name__
+    return dataclasses.replace(call, name=name, spelled=name)
+
+
+def _again(arguments: dict[str, Any], inputs: Any, by_name: bool) -> dict[str, Any]:
+    """The arguments, with those that were one tensor one tensor again."""
+    given = list(inputs.values() if by_name else inputs)
+    first: dict[int, Any] = {}
+    return {n: first.setdefault(id(x), value) for (n, value), x in zip(arguments.items(), given, strict=True)}
+
+
+def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names under which a tensor is given again."""
+    first: dict[int, str] = {}
+    names = {n: first.setdefault(id(x), n) for n, x in tensors.items()}
+    return {n: original for n, original in names.items() if n != original}
+
+
+def _is_mask(x: Tensor) -> bool:
+    """Whether a floating tensor hides scores: entries of −∞, or as low as people write for it."""
+    return bool((x.detach() <= HIDDEN).any())
 
 
 def cast(call: Call, dtype: torch.dtype) -> Call:
@@ -89,38 +147,75 @@ def first_call(call: Call) -> tuple[Call, list[Tensor]]:
     try:
         first, second = _outputs(call), _outputs(call)
     except Exception as error:
-        raise InputError(
-            message(
-                f"check needs a function that can be called on its inputs: {call.name}",
-                in_words(error),
-                "inputs in another order, or module parameters in another precision than the inputs",
-                "call it yourself with these inputs first",
-            )
-        ) from error
+        raise _cannot_be_called(call, error) from error
     floating = [k for k, y in enumerate(first) if isinstance(y, Tensor) and y.dtype.is_floating_point]
     if not floating:
-        raise InputError(
-            message(
-                f"check needs a floating-point tensor among the outputs of {call.name}",
-                ", ".join(map(_shown, first)),
-                "a dictionary or an object with the tensors inside, or a function that returns nothing",
-                "wrap it: lambda *inputs: f(*inputs).logits",
-            )
-        )
+        raise _nothing_floating(call, first)
     for k in floating:
         _require_output(call, k, first[k], second[k])
     return dataclasses.replace(call, floating=tuple(floating)), [first[k] for k in floating]
+
+
+def seeded_call(call: Call, seed: int) -> tuple[Call, list[Tensor]]:
+    """The function called once on its inputs, with torch's generator at ``seed``.
+
+    Returns:
+        the call with the positions of its floating outputs, and these outputs, detached.
+
+    Raises:
+        InputError: it raises, or returns no floating tensor.
+    """
+    try:
+        noted = Kept(call.values[name] for name in call.moving)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), noted:
+            torch.default_generator.manual_seed(seed)
+            found = _outputs(call)
+    except Exception as error:
+        raise _cannot_be_called(call, error) from error
+    floating = [k for k, y in enumerate(found) if isinstance(y, Tensor) and y.dtype.is_floating_point]
+    if not floating or any(_holds_tensors(y) for y in found):
+        raise _nothing_floating(call, found)
+    outputs = [found[k].detach() for k in floating]
+    return dataclasses.replace(call, floating=tuple(floating), kept=noted.alive()), outputs
 
 
 def _outputs(call: Call) -> list[Any]:
     return call.all({n: x.clone() for n, x in call.values.items() if isinstance(x, Tensor)})
 
 
+def _cannot_be_called(call: Call, error: Exception) -> InputError:
+    return InputError(
+        message(
+            f"gradderiv needs a function that can be called on its inputs: {call.name}",
+            in_words(error),
+            "inputs in another order, or module parameters in another precision than the inputs",
+            "call it yourself with these inputs first",
+        )
+    )
+
+
+def _holds_tensors(y: Any) -> bool:
+    """Whether an output is an object of which nothing is known, with floating tensors inside."""
+    inside = [] if isinstance(y, Tensor) else list(getattr(y, "__dict__", {}).values())
+    return any(isinstance(x, Tensor) and x.dtype.is_floating_point for x in tree_leaves(inside))
+
+
+def _nothing_floating(call: Call, outputs: list[Any]) -> InputError:
+    return InputError(
+        message(
+            f"gradderiv needs a floating-point tensor among the outputs of {call.name}",
+            ", ".join(map(_shown, outputs)),
+            "an object with the tensors inside, or a function that returns nothing",
+            "wrap it: lambda *inputs: f(*inputs).logits",
+        )
+    )
+
+
 def _require_usable(name: str, x: Tensor) -> None:
     if x.dtype.is_complex:
         raise DtypeError(
             message(
-                "check needs real inputs",
+                "gradderiv needs real inputs",
                 f"{name} has dtype {x.dtype}",
                 "complex derivatives have another convention",
                 "pass torch.view_as_real(x) and convert inside",
@@ -138,7 +233,7 @@ def _require_usable(name: str, x: Tensor) -> None:
         )
         raise InputError(
             message(
-                "check needs finite inputs",
+                "gradderiv needs finite inputs",
                 came,
                 "an overflow before this function, or an additive mask that was given requires_grad",
                 "pass finite values; a mask of -inf without requires_grad is a constant and may stay",
@@ -152,7 +247,7 @@ def _require_output(call: Call, k: int, first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or float(apart.max()) > limit:
         raise InputError(
             message(
-                "check needs a function that returns the same twice",
+                "gradderiv needs a function that returns the same twice",
                 f"output {k} of {call.name} changed by {float(apart.max()):.1e} from one call to the next",
                 "dropout, or a state that every call updates",
                 "model.eval(), or seed inside the function",
@@ -161,7 +256,7 @@ def _require_output(call: Call, k: int, first: Tensor, second: Tensor) -> None:
     if not bool(torch.isfinite(first).all()):
         raise InputError(
             message(
-                "check needs a function that is finite at its inputs",
+                "gradderiv needs a function that is finite at its inputs",
                 f"output {k} of {call.name} has {int((~torch.isfinite(first)).sum())} NaN or infinite entries",
                 "a fully masked row (0/0), or an overflow",
                 "give such rows a value, or pass smaller inputs",
@@ -180,7 +275,8 @@ def _name(function: Callable[..., Any]) -> str:
     owner = _function_class(function)
     if owner is not None:
         return owner.__name__
-    name = getattr(function, "__qualname__", None) or type(function).__name__
+    kind = "__name__" if inspect.isbuiltin(function) else "__qualname__"
+    name = getattr(function, kind, None) or type(function).__name__
     return str(name).rpartition("<locals>.")[2].replace("<lambda>", "function")
 
 

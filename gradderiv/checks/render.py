@@ -8,7 +8,7 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -32,18 +32,27 @@ Spell = Callable[[str], str]
 
 def render(report: Report, *, color: bool = False, width: int = WIDTH, ascii_only: bool = False) -> str:
     """The report as text."""
+    return printed(table(report, ascii_only=ascii_only, width=width), color=color, width=width)
+
+
+def render_html(report: Report) -> str:
+    """The report for a notebook."""
+    return in_notebook(render(report))
+
+
+def printed(parts: RenderableType, *, color: bool = False, width: int = WIDTH) -> str:
+    """What rich prints of it."""
     stream = io.StringIO()
     console = Console(
         file=stream, width=width, force_terminal=color, color_system="standard" if color else None,
         no_color=not color, highlight=False,
     )  # fmt: skip
-    console.print(table(report, ascii_only=ascii_only, width=width))
+    console.print(parts)
     return stream.getvalue().rstrip("\n")
 
 
-def render_html(report: Report) -> str:
-    """The report for a notebook."""
-    return f"<pre style='line-height:1.2'>{html.escape(render(report))}</pre>"
+def in_notebook(text: str) -> str:
+    return f"<pre style='line-height:1.2'>{html.escape(text)}</pre>"
 
 
 def table(report: Report, *, ascii_only: bool = False, width: int = WIDTH) -> RenderableType:
@@ -52,7 +61,7 @@ def table(report: Report, *, ascii_only: bool = False, width: int = WIDTH) -> Re
     width = max(40, min(width, WIDTH))
     parts: list[RenderableType] = [*_grid(report, spell, width, ascii_only)]
     for line in _by_number(report):
-        parts += _wrapped(spell(line), width, hanging=" " * 8)
+        parts += wrapped(spell(line), width, hanging=" " * 8)
     found = _grouped([*report.failures, *report.vacuous])
     for group in found[:SHOWN]:
         parts += [Text(""), *_located(group, spell, width)]
@@ -89,7 +98,7 @@ def _grid(report: Report, spell: Spell, width: int, ascii_only: bool) -> Iterato
     met = {shown.split()[0] for shown, _ in cells.values()}
     legend = [f"{MARKS[m][ascii_only]} {m}" for m in MARKS if MARKS[m][ascii_only] in met]
     if legend and legend != [f"{MARKS['hold'][ascii_only]} hold"]:
-        yield from (*_wrapped("   ".join(legend), width), Text(""))
+        yield from (*wrapped("   ".join(legend), width), Text(""))
 
 
 def _blocks(columns: dict[str, int], width: int) -> Iterator[list[str]]:
@@ -160,15 +169,15 @@ def _located(group: list[Record], spell: Spell, width: int) -> Iterator[Text]:
     record, others = group[0], group[1:]
     word, style = ("FAIL", "bold red") if record.verdict == "fail" else ("VOID", "yellow")
     head = f"{word}  {record.rule} · {record.argument} · {record.dtype} · {record.oracle}"
-    first, *rest = _wrapped(spell(head), width, hanging=INDENT)
+    first, *rest = wrapped(spell(head), width, hanging=INDENT)
     first.stylize(style, 0, len(word))
     yield from (first, *rest)
-    yield from _wrapped(spell(f"problem {record.problem}. {record.detail}"), width, INDENT, INDENT)
+    yield from wrapped(spell(f"problem {record.problem}. {record.detail}"), width, INDENT, INDENT)
     if others:
         oracles = ", ".join(dict.fromkeys(r.oracle for r in others))
         verb = "fail" if record.verdict == "fail" else "show nothing"
         text = f"{len(others)} more of {record.argument} {_verb(len(others), verb)}, by {oracles}."
-        yield from _wrapped(spell(text), width, INDENT, INDENT)
+        yield from wrapped(spell(text), width, INDENT, INDENT)
     if record.replay:
         yield from _command(spell(f"replay: {record.replay}"), width)
 
@@ -204,7 +213,7 @@ def _verdict(report: Report, spell: Spell, width: int) -> Iterator[Text]:
         text = f"{_count(passed, 'comparison')} {_verb(passed, 'hold')}"
     if declared:
         text += f"; {declared} vacuous where expected"
-    first, *rest = _wrapped(
+    first, *rest = wrapped(
         spell(f"{word}  {text}. seed {report.seed}, {report.seconds:.1f} s"), width, hanging=INDENT
     )
     first.stylize(style, 0, len(word))
@@ -235,13 +244,15 @@ def _short(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width - 3]}..."
 
 
-def _wrapped(text: str, width: int, first: str = "", hanging: str = "") -> Iterable[Text]:
+def wrapped(text: str, width: int, first: str = "", hanging: str = "") -> list[Text]:
+    found: list[Text] = []
     for i, paragraph in enumerate(text.split("\n")):
         lines = textwrap.wrap(
             paragraph, width - 1, initial_indent=hanging if i else first, subsequent_indent=hanging,
             break_on_hyphens=False, drop_whitespace=True,
         )  # fmt: skip
-        yield from map(Text, lines)
+        found += map(Text, lines)
+    return found
 
 
 SPELLED = {

@@ -97,15 +97,9 @@ class Report:
         return text
 
     def _document(self) -> dict[str, Any]:
-        import torch
-
-        from gradderiv._version import __version__
-
         return {
             "schema_version": SCHEMA_VERSION,
-            "gradderiv": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+            **versions(),
             "seed": self.seed,
             "seconds": self.seconds,
             "verdict": self.verdict,
@@ -121,6 +115,15 @@ class Report:
         from gradderiv.checks.render import render_html
 
         return render_html(self)
+
+
+def versions() -> dict[str, str]:
+    """Of what a result was obtained with."""
+    import torch
+
+    from gradderiv._version import __version__
+
+    return {"gradderiv": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def merge(records: Iterable[Sequence[Record]]) -> list[Record]:

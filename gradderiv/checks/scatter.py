@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
 
 from gradderiv.checks.forward import Call, Recorded, record
-from gradderiv.checks.values import Through, Values
+from gradderiv.checks.program import Through
+from gradderiv.checks.values import Values
 from gradderiv.numbers.number import Number
 from gradderiv.numbers.rounding import ACCUMULATED_IN
 from gradderiv.numbers.structure import STRUCTURE, VIEWS

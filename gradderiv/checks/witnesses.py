@@ -29,6 +29,10 @@ class CannotRun(Exception):
     """An oracle has no way through this function; the text says why."""
 
 
+class AnotherFunction(CannotRun):
+    """On the tape it computes something else than on its own inputs."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """What an oracle says of one gradient: every entry of it, or its pairing with a few directions.
@@ -67,7 +71,7 @@ class Expected:
         if gradient is None and found.verdict == "fail":
             detail = (
                 f"no gradient came back, should be up to {float(self.reference.abs().max()):.4g}: "
-                "None returned by backward, or a path that is detached?"
+                "None returned by backward, once_differentiable, or a path that is detached?"
             )
             found = dataclasses.replace(found, detail=detail)
         return found
@@ -141,7 +145,7 @@ def _require_same_values(outputs: list[Tensor], values: list[Tensor], errors: li
         u = torch.finfo(y.dtype).eps / 2
         apart = (y.double() - value).abs()
         if y.shape != value.shape or bool((apart > MULTIPLE * (error + u * value.abs())).any()):
-            raise CannotRun(
+            raise AnotherFunction(
                 f"output {k} is {float(apart.max()):.1e} off on the tape: it reads values out, asks for types, or rounds more than its types say"
             )
 

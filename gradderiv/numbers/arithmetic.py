@@ -9,7 +9,10 @@ from torch import Tensor
 
 from gradderiv.numbers.number import Number, System
 from gradderiv.numbers.operands import arithmetic, aten, cast, is_bool, lift, no_meaning, pair
+from gradderiv.numbers.smooth import half_power
 from gradderiv.numbers.structure import broadcast, number, where
+
+WHOLE = {k for k in range(-8, 9) if k}  # factors that are written out as sums
 
 
 def _dims(x: Number, dim: Any) -> tuple[int, ...]:
@@ -54,7 +57,25 @@ def _mul(system: System, x: Any, y: Any) -> Number:
             raise no_meaning(aten.mul.Tensor, "multiplies −∞ by a mask, and 0·(−∞) is NaN,")
         x = broadcast(x, torch.broadcast_shapes(x.shape, y.shape))
         return where(system, y, x, lift(system, 0, x))
+    for number_, count in ((x, y), (y, x)):
+        if (
+            isinstance(number_, Number)
+            and isinstance(count, (int, float))
+            and count in WHOLE
+            and system.has_log(number_)
+        ):
+            return _times(system, number_, int(count))
     return system.mul(*pair(system, x, y))
+
+
+def _times(system: System, x: Number, n: int) -> Number:
+    """n x as a sum, which a number a + log r has too."""
+    if n < 0:
+        return _times(system, system.neg(x), -n)
+    out = x
+    for _ in range(n - 1):
+        out = system.add(out, x)
+    return out
 
 
 @arithmetic(aten.div.Tensor, aten.div.Scalar)
@@ -76,7 +97,9 @@ def _square(system: System, x: Number) -> Number:
 @arithmetic(aten.pow.Tensor_Scalar)
 def _pow(system: System, x: Number, exponent: Any) -> Number:
     if exponent != int(exponent):
-        raise no_meaning(aten.pow.Tensor_Scalar, f"with the exponent {exponent}")
+        if 2 * exponent != int(2 * exponent):
+            raise no_meaning(aten.pow.Tensor_Scalar, f"with the exponent {exponent}")
+        return system.smooth(half_power(int(2 * exponent)), x)
     if exponent == 0:
         return system.born(torch.ones(x.shape, dtype=x.dtype, device=x.device), x)
     base = x if exponent > 0 else system.reciprocal(x)
@@ -84,6 +107,26 @@ def _pow(system: System, x: Number, exponent: Any) -> Number:
     for _ in range(abs(int(exponent)) - 1):
         out = system.mul(out, base)
     return out
+
+
+@arithmetic(aten.addcmul.default)
+def _addcmul(system: System, c: Any, x: Any, y: Any, *, value: Any = 1) -> Any:
+    return c + (x * y if value == 1 else x * y * value)
+
+
+@arithmetic(aten.addcdiv.default)
+def _addcdiv(system: System, c: Any, x: Any, y: Any, *, value: Any = 1) -> Any:
+    return c + (x / y if value == 1 else x / y * value)
+
+
+@arithmetic(aten.lerp.Scalar, aten.lerp.Tensor)
+def _lerp(system: System, x: Any, y: Any, weight: Any) -> Any:
+    return x + (y - x) * weight
+
+
+@arithmetic(aten.trace.default)
+def _trace(system: System, x: Number) -> Tensor:
+    return x.diagonal().sum()
 
 
 @arithmetic(aten.mm.default, aten.bmm.default)
@@ -121,7 +164,7 @@ def _mean(system: System, x: Number, dim: Any = None, keepdim: bool = False, *, 
     dims = _dims(x, dim)
     count = 1
     for d in dims:
-        count *= x.shape[d]
+        count *= x.shape[d] if x.dim() else 1
     total = _sum(system, x, dims, keepdim, dtype=dtype)
     return system.div(total, lift(system, count, total))
 
@@ -142,6 +185,16 @@ def _softmax(system: System, x: Number, dim: int, half_to_float: bool) -> Number
     return cast(out, torch.float32) if half_to_float else out
 
 
+@arithmetic(aten._safe_softmax.default)
+def _safe_softmax(system: System, x: Number, dim: int, dtype: Any = None) -> Number:
+    """With zeros in rows of −∞, as ``scaled_dot_product_attention`` asks for it."""
+    empty = system.is_minus_infinity(x).all(dim, keepdim=True)
+    zero = lift(system, 0, x)
+    P = _softmax(system, where(system, empty, zero, x), dim, False)
+    out = where(system, empty, zero, P)
+    return out if dtype is None else cast(out, dtype)
+
+
 @arithmetic(aten._log_softmax.default)
 def _log_softmax(system: System, x: Number, dim: int, half_to_float: bool) -> Number:
     out = system.sub(x, _logsumexp(system, x, [dim], True))
@@ -151,14 +204,14 @@ def _log_softmax(system: System, x: Number, dim: int, half_to_float: bool) -> Nu
 @arithmetic(aten._softmax_backward_data.default)
 def _softmax_backward(system: System, g: Any, out: Any, dim: int, input_dtype: torch.dtype) -> Number:
     g, out = pair(system, g, out)
-    inner = system.sum(system.mul(out, g), (dim % out.dim(),), True)
+    inner = system.sum(system.mul(out, g), _dims(out, dim), True)
     return cast(system.mul(out, system.sub(g, inner)), input_dtype)
 
 
 @arithmetic(aten._log_softmax_backward_data.default)
 def _log_softmax_backward(system: System, g: Any, out: Any, dim: int, input_dtype: torch.dtype) -> Number:
     g, out = pair(system, g, out)
-    total = system.sum(g, (dim % out.dim(),), True)
+    total = system.sum(g, _dims(out, dim), True)
     return cast(system.sub(g, system.mul(system.exp(out), total)), input_dtype)
 
 
@@ -181,15 +234,3 @@ def _logaddexp(system: System, x: Any, y: Any) -> Number:
 @arithmetic(aten.amax.default)
 def _amax(system: System, x: Number, dim: Any = (), keepdim: bool = False) -> Number:
     return system.amax(x, _dims(x, list(dim) or None), keepdim)
-
-
-@arithmetic(aten.maximum.default)
-def _maximum(system: System, x: Any, y: Any) -> Number:
-    return system.maximum(*pair(system, x, y))
-
-
-@arithmetic(aten.eq.Scalar)
-def _eq(system: System, x: Number, value: Any) -> Tensor:
-    if value != -torch.inf:
-        raise no_meaning(aten.eq.Scalar, f"compares values with {value}")
-    return system.is_minus_infinity(x)

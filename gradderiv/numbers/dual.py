@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradderiv.numbers.number import Number, Parts, System
+from gradderiv.numbers.smooth import Smooth
 
 
 class DualTensor(Number):
@@ -34,6 +35,7 @@ class Dual(System):
     tensor = DualTensor
     main = "p"
     rank = 2
+    gates = True
 
     def __init__(self) -> None:
         self.fill = {"t": 0}
@@ -122,6 +124,10 @@ class Dual(System):
         t = x.part("t")
         return self._result(torch.log(x.main), [None if t is None else t / x.main], x.dtype)
 
+    def smooth(self, function: Smooth, x: Number) -> Number:
+        y, t = function.value(x.main), x.part("t")
+        return self._result(y, [None if t is None else function.slope(x.main, y) * t], x.dtype)
+
     def amax(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
         return self._wrap({"p": torch.amax(x.main, dims, keepdim=keepdim)}, x.dtype)
 
@@ -142,3 +148,42 @@ class Dual(System):
 
     def is_minus_infinity(self, x: Number) -> Tensor:
         return x.main == -torch.inf
+
+    def has_log(self, x: Number) -> bool:
+        return isinstance(x.main, Number) and x.main.system.has_log(x.main)
+
+    def is_zero(self, x: Number) -> Tensor:
+        return x.main == 0
+
+    def positive(self, x: Number) -> Number:
+        p = x.main
+        c = p.system.positive(p) if isinstance(p, Number) else (p > 0).to(p.dtype)
+        return self._wrap({"p": c}, torch.bool)
+
+    def truth(self, c: Number) -> Tensor | None:
+        p = c.main
+        return p.system.truth(p) if isinstance(p, Number) else p != 0
+
+    def zero(self, x: Number) -> Number:
+        return self._wrap({"p": x.main.system.zero(x.main)}, torch.bool)
+
+    def remember(self, y: Number, c: Number) -> None:
+        if isinstance(y.main, Number):
+            y.main.system.remember(y.main, c.main)
+
+    def remembered(self, y: Number) -> Number:
+        p = y.main
+        c = p.system.remembered(p) if isinstance(p, Number) else (p > 0).to(p.dtype)
+        return self._wrap({"p": c}, torch.bool)
+
+    def order(self, x: Number) -> Tensor:
+        p: Tensor = x.main
+        return p.system.order(p) if isinstance(p, Number) else p
+
+    def place(self, x: Number, dim: int | None, keepdim: bool) -> Tensor:
+        p = x.main
+        return p.system.place(p, dim, keepdim) if isinstance(p, Number) else p.argmax(dim, keepdim)
+
+    def is_shift(self, x: Number) -> bool:
+        p: Tensor = x.main
+        return isinstance(p, Number) and p.system.is_shift(p)

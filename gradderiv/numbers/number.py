@@ -30,6 +30,10 @@ def identity(part: Part) -> Part:
     return part
 
 
+class Unanswered(NotImplementedError):
+    """What a system raises for an operation that it does not have."""
+
+
 class Cell:
     """What a base and all its views share."""
 
@@ -54,6 +58,16 @@ def _one_layout(parts: Parts, shown: Part) -> Parts:
 def _laid_out(part: Part, like: Part) -> Part:
     out = torch.empty_strided(like.shape, like.stride(), dtype=part.dtype, device=part.device)
     return out.copy_(part)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether the entries lie side by side, each in a place of its own; those of ``unfold`` may share one."""
+    expected = 1
+    for stride, n in sorted(zip(x.stride(), x.shape, strict=True)):
+        if n > 1 and stride != expected:
+            return False
+        expected *= n
+    return True
 
 
 class Number(torch.Tensor):
@@ -118,7 +132,7 @@ class Number(torch.Tensor):
 
     @property
     def note(self) -> Any:
-        return self.cell.note
+        return self.cell.note if self.base is None else self.system.seen(self)
 
     def write(self, new: Number) -> None:
         """Overwrite the entries of this view, and so those of its base, by those of ``new``."""
@@ -126,9 +140,9 @@ class Number(torch.Tensor):
             if name not in self.cell.parts:
                 self.cell.parts[name] = self.system.filled(self.cell.parts[self.system.main], name)
             self.part(name).copy_(new.full(name))
-        covers = self.numel() == self.cell.parts[self.system.main].numel()
-        notes = [new.note] if covers else [self.note, new.note]
-        self.cell.note = self.system.join(notes)
+        covers = self.numel() == self.cell.parts[self.system.main].numel() and _is_dense(self)
+        written = self.system.written(self, new)
+        self.cell.note = written if covers else self.system.join([self.cell.note, written])
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         grad = ", requires_grad=True" if self.requires_grad else ""
@@ -153,6 +167,7 @@ class System:
     tensor: ClassVar[type[Number]] = Number
     main: ClassVar[str]
     fill: dict[str, Any]
+    gates: ClassVar[bool] = False  # whether a comparison returns a number that stands for 0 or 1
     rank: ClassVar[int] = 0  # where two systems meet, the higher one takes the lower as its constants
 
     def wrap(self, parts: Parts, note: Any = None, dtype: torch.dtype = torch.float64) -> Number:
@@ -175,16 +190,24 @@ class System:
         """The note of a tensor put together from tensors with these notes."""
         return notes[0] if notes else None
 
+    def seen(self, x: Number) -> Any:
+        """The note of a view."""
+        return x.cell.note
+
+    def written(self, x: Number, new: Number) -> Any:
+        """The note of ``new``, for what the view x writes it into."""
+        return new.note
+
     def show(self, x: Number) -> str:
         return f"shape={tuple(x.shape)}"
 
     # ---- to be answered by every system
 
     def constant(self, value: Tensor, dtype: torch.dtype) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def add(self, x: Number, y: Number) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def entering(self, value: Tensor, dtype: torch.dtype, like: Number) -> Number:
         """An ordinary tensor that meets ``like`` in an operation."""
@@ -199,31 +222,87 @@ class System:
         return self.born(torch.full(shape, torch.nan, dtype=like.dtype, device=like.device), like)
 
     def neg(self, x: Number) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def mul(self, x: Number, y: Number) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def matmul(self, x: Number, y: Number) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def sum(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def reciprocal(self, x: Number) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def exp(self, x: Number) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def log(self, x: Number) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def amax(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
-        raise NotImplementedError
+        raise Unanswered
 
     def maximum(self, x: Number, y: Number) -> Number:
-        raise NotImplementedError
+        raise Unanswered
+
+    def smooth(self, function: Any, x: Number) -> Number:
+        """A :class:`~gradderiv.numbers.smooth.Smooth` function of x."""
+        return function.composed(self, x)
+
+    def sqrt(self, x: Number) -> Number:
+        raise Unanswered
+
+    def rsqrt(self, x: Number) -> Number:
+        raise Unanswered
+
+    def exp2(self, x: Number) -> Number:
+        raise Unanswered
+
+    def log2(self, x: Number) -> Number:
+        raise Unanswered
+
+    def sin(self, x: Number) -> Number:
+        raise Unanswered
+
+    def cos(self, x: Number) -> Number:
+        raise Unanswered
+
+    def erf(self, x: Number) -> Number:
+        raise Unanswered
+
+    def positive(self, x: Number) -> Number:
+        """A gate for every entry: 1 where it is greater than zero, else 0, or what stands for that."""
+        raise Unanswered
+
+    def truth(self, c: Number) -> Tensor | None:
+        """Where the gate c is open, as an ordinary boolean tensor, if that is known."""
+        return None
+
+    def zero(self, x: Number) -> Number:
+        """A gate for every entry: 1 where it is zero, for differences with a maximum."""
+        raise Unanswered
+
+    def remember(self, y: Number, c: Number) -> None:
+        """y is a relu with the gate c: its derivative will be asked for given y."""
+
+    def remembered(self, y: Number) -> Number:
+        """The gate of the relu that made y, which is that of y itself."""
+        return self.positive(y)
+
+    def order(self, x: Number) -> Tensor:
+        """Ordinary numbers by which to choose the largest entry of a row."""
+        raise Unanswered
+
+    def place(self, x: Number, dim: int | None, keepdim: bool) -> Tensor:
+        """Where the largest entry stands; where numbers have no order, a number of integer type that may only be carried along."""
+        return self.order(x).argmax(dim, keepdim)
+
+    def is_shift(self, x: Number) -> bool:
+        """Whether x is the maximum of something, so that comparing it has a meaning."""
+        return False
 
     # ---- with a meaning that follows, unless the system knows better
 
@@ -253,3 +332,15 @@ class System:
     def is_minus_infinity(self, x: Number) -> Tensor:
         """Where an entry is −∞ by structure, as an ordinary boolean tensor."""
         return torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+
+    def has_log(self, x: Number) -> bool:
+        """Whether entries are a + log r, of which no product is known but with whole numbers."""
+        return False
+
+    def is_zero(self, x: Number) -> Tensor:
+        """Where an entry is zero whatever the inputs, likewise."""
+        raise Unanswered
+
+    def scattered(self, note: Any) -> Any:
+        """The note of a tensor whose entries have been put elsewhere by index."""
+        return note

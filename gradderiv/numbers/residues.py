@@ -11,6 +11,7 @@ K ≤ :data:`LONGEST` = ⌊2⁵³/(98302)²⌋ = 932,105. A longer contraction i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import torch
@@ -23,18 +24,36 @@ LONGEST = 2**53 // (2**15 + 2**16 - 2) ** 2
 _LOW = (1 << 16) - 1
 
 
-def draw_prime(seed: str, roots: frozenset[int]) -> int:
-    """A pseudo-random prime in [2³¹ − 2²⁸, 2³¹) modulo which every one of ``roots`` is a square."""
+Root = int | tuple[int, int]  # q, of which a square root is asked for, or (q, 4)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def draw_prime(seed: str, roots: frozenset[Root]) -> int:
+    """A pseudo-random prime in [2³¹ − 2²⁸, 2³¹) modulo which every one of ``roots`` has its root."""
     for attempt in range(100_000):
         p = SMALLEST + int.from_bytes(hashlib.sha256(f"{seed}/{attempt}".encode()).digest()[:8]) % 2**28
-        if isprime(p) and all(pow(q, (p - 1) // 2, p) == 1 for q in roots):
+        if all(_has_root(q, p) for q in roots) and isprime(p):
             return p
-    raise RuntimeError(f"no prime below 2^31 modulo which all of {sorted(roots)} are squares")
+    raise RuntimeError(f"no prime below 2^31 modulo which all of {sorted(map(str, roots))} have roots")
 
 
+def _has_root(q: Root, p: int) -> bool:
+    """For a prime p; modulo p = 3 mod 4 one of the two square roots is a square itself."""
+    n, order = q if isinstance(q, tuple) else (q, 2)
+    square = pow(n, (p - 1) // 2, p) == 1
+    return square and (order == 2 or p % 4 == 3 or pow(n, (p - 1) // 4, p) == 1)
+
+
+@functools.lru_cache(maxsize=1 << 12)
 def root_mod(q: int, p: int) -> int:
-    """A square root of q mod p; the other one is the conjugate, and as good."""
-    return int(sqrt_mod(q, p))
+    """A square root of q mod p; the one that is a square itself, where only one is."""
+    root = int(sqrt_mod(q, p))
+    return root if p % 4 == 1 or pow(root, (p - 1) // 2, p) == 1 else p - root
+
+
+def fourth_root_mod(q: int, p: int) -> int:
+    """A root of that root."""
+    return root_mod(root_mod(q, p), p)
 
 
 def mul(a: Tensor, b: Tensor, p: int) -> Tensor:
@@ -119,3 +138,9 @@ class Keyed:
 def nonzero(bits: Tensor, p: int) -> Tensor:
     """64 bits as a residue in [1, p)."""
     return (bits & ((1 << 63) - 1)).fmod_(p - 1).add_(1)
+
+
+def fingerprint(bits: Tensor) -> int:
+    """64 bits that tell two sequences of pseudo-random bits apart."""
+    places = torch.arange(1, 2 * bits.numel(), 2, device=bits.device)  # odd
+    return int((bits.reshape(-1) * places).sum())

@@ -6,6 +6,7 @@ operation errs by an independent amount of standard deviation u (probabilistic r
     x + y   e² = e_x² + e_y² + (u v)²                      Σ x     e² = Σ e_x² + K (u_s Σ|x|)² + (u v)²
     x y     e² = (x e_y)² + (e_x y)² + (u v)²              X Y     E² = X² E_Y² + E_X² Y² + K (u_s |X||Y|)² + (u V)²
     1/x     e² = (e_x/x²)² + (u v)²                        exp x   e² = (v (exp(8 e_x) − 1)/8)² + (2u v)²
+    f(x)    e² = (f′(x) e_x)² + (2u v)², for tanh, √ and other smooth f
 
 K is the length of a sum and u_s the unit roundoff of the format it is accumulated in (float32 for bfloat16). What can underflow adds the least normal
 number. The maximum of a row is a shift, an exact constant whatever it rounds to; a probability is not off by more than 1. A worst-case
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gradderiv.numbers.number import Number, System
+from gradderiv.numbers.smooth import Smooth
 
 ACCUMULATED_IN = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
@@ -48,6 +50,7 @@ class Rounding(System):
     tensor = RoundingTensor
     main = "v"
     rank = 1
+    gates = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.fill = {"e": 0.0}
@@ -118,6 +121,23 @@ class Rounding(System):
     def log(self, x: Number) -> Number:
         v, e = self._parts(x)
         return self._result(v.log(), torch.where(e < v, e / v, torch.inf))
+
+    def positive(self, x: Number) -> Number:
+        return self.wrap({"v": (x.main > 0).double()}, None, torch.bool)
+
+    def order(self, x: Number) -> Tensor:
+        return x.main
+
+    def is_zero(self, x: Number) -> Tensor:
+        return x.main == 0
+
+    def truth(self, c: Number) -> Tensor | None:
+        return c.main != 0
+
+    def smooth(self, function: Smooth, x: Number) -> Number:
+        v, e = self._parts(x)
+        out = function.value(v)
+        return self._result(out, function.slope(v, out).abs() * e, self.u * out, self.tiny)
 
     def amax(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
         return self.wrap({"v": x.main.amax(dims, keepdim=keepdim)})

@@ -21,7 +21,6 @@ from gradderiv.numbers.operands import (
     lift,
     no_meaning,
     numbers_in,
-    pair,
 )
 
 VIEWS = {
@@ -59,6 +58,7 @@ STRUCTURE = {
     aten.index.Tensor, aten.index_select.default, aten.repeat.default, aten.roll.default,
     aten.stack.default, aten.contiguous.default,
 }  # fmt: skip
+BY_INDEX = {aten.gather.default, aten.index.Tensor, aten.index_select.default}
 
 
 def _apply(func: Any, args: Any, kwargs: dict[str, Any], pick: Callable[[Number], Any]) -> Any:
@@ -90,6 +90,8 @@ def view(system: System, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def structure(system: System, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Number:
+    if func in BY_INDEX and numbers_in(args[1:]):
+        raise no_meaning(func, "takes numbers for indices")
     sources = numbers_in(args)
     lifted = [[lift(system, v, sources[0]) for v in a] if _is_list(a) else a for a in args]
     sources = numbers_in(lifted)
@@ -119,18 +121,6 @@ def number(x: Tensor) -> Number:
 def broadcast(x: Number, shape: Any) -> Number:
     """x expanded to ``shape``."""
     return x if x.shape == shape else number(x.expand(shape))
-
-
-@arithmetic(aten.where.self)
-def _where(system: System, condition: Tensor, x: Any, y: Any) -> Number:
-    if isinstance(condition, Number):
-        raise no_meaning(aten.where.self, "asks for the truth of a number")
-    return where(system, condition, *pair(system, x, y))
-
-
-@arithmetic(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def _masked_fill(system: System, x: Number, mask: Tensor, value: Any) -> Number:
-    return where(system, mask, lift(system, value, x), x)
 
 
 @arithmetic(aten.tril.default)
@@ -211,6 +201,12 @@ def _empty(
     if dtype is not None and not dtype.is_floating_point:
         return torch.empty(shape, dtype=dtype, device=x.device)
     out = system.uninitialised(shape, x)
+    if stride is not None and not any(isinstance(p, Number) for p in out.cell.parts.values()):
+        parts = {
+            n: torch.empty_strided(shape, stride, dtype=p.dtype, device=p.device).copy_(p)
+            for n, p in out.cell.parts.items()
+        }
+        out = system.wrap(parts, out.note, out.dtype)
     return out if dtype is None else cast(out, dtype)
 
 
@@ -220,6 +216,13 @@ def _diag_embed(system: System, x: Number, offset: int = 0, dim1: int = -2, dim2
     out = system.born(zeros, x)
     number(torch.diagonal(out, offset, dim1, dim2)).write(x)
     return out
+
+
+@arithmetic(aten.bernoulli_.float)
+def _bernoulli_(system: System, x: Number, p: float = 0.5, *, generator: Any = None) -> Number:
+    """Random zeros and ones, as ordinary floats draw them; a dropout mask is a constant."""
+    drawn = torch.empty(x.shape, dtype=torch.float64, device=x.device).bernoulli_(p, generator=generator)
+    return _copy_(system, x, drawn)
 
 
 # ---------------------------------------------------------------- what autograd itself asks for

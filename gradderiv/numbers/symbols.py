@@ -22,6 +22,8 @@ from gradderiv.errors import NoExactMeaning
 from gradderiv.numbers.constants import read
 from gradderiv.numbers.number import Number, System
 
+KAPPA, LN2 = sp.symbols("kappa ln2", positive=True)  # 1/√π and log 2, of which nothing is used
+
 
 class Exp(sp.Function):  # type: ignore[misc]
     """exp as an opaque function: Exp′ = Exp, Exp(0) = 1, Exp(−∞) = 0, Exp(a + log u) = u·Exp(a), and nothing else."""
@@ -176,4 +178,5 @@ def _exact(value: Any, dtype: torch.dtype) -> sp.Expr:
     if value != value or value == float("inf"):
         raise NoExactMeaning(f"the constant {value} is no number")
     reading = read(float(value), dtype if dtype.is_floating_point else torch.float64)
-    return sp.Rational(reading.ratio.numerator, reading.ratio.denominator) * sp.sqrt(reading.root)
+    free = KAPPA**reading.pi * LN2**reading.ln2
+    return sp.Rational(reading.ratio.numerator, reading.ratio.denominator) * sp.sqrt(reading.root) * free

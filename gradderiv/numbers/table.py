@@ -14,15 +14,20 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from gradderiv.numbers import arithmetic  # noqa: F401  enters its handlers
-from gradderiv.numbers.number import Number, System
+from gradderiv.numbers import arithmetic, indexing, norms, order, smooth  # noqa: F401  they enter their handlers
+from gradderiv.numbers.number import Number, System, Unanswered
 from gradderiv.numbers.operands import ARITHMETIC, aten, no_meaning, numbers_in, system_of
 from gradderiv.numbers.structure import STRUCTURE, VIEWS, broadcast, structure, view
+
+CARRIES = VIEWS | {aten.scatter.src, aten.clone.default}  # what may be done to the place of a maximum
+OTHERWISE_NAMED = {aten.pow_.Scalar: aten.pow.Tensor_Scalar}  # in place, where the overload has another name
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Answer one aten operation that reached a Number."""
     system = system_of(args, kwargs)
+    if func not in CARRIES and any(x.dtype == torch.int64 for x in numbers_in((*args, *kwargs.values()))):
+        raise no_meaning(func, "asks where a maximum stands, on which nothing may depend,")
     if func in VIEWS:
         return view(system, func, args, kwargs)
     if func in ARITHMETIC:
@@ -33,6 +38,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise
             raise no_meaning(func, f"called with arguments that have no exact meaning ({error})") from error
+        except Unanswered as error:
+            raise no_meaning(func, f"of a {system.tensor.__name__} has no meaning") from error
     functional = _functional(func)
     if functional is not None:
         return _in_place(system, func, functional, args, kwargs)
@@ -66,6 +73,8 @@ def _memory(x: Number) -> Iterator[int]:
 
 def _functional(func: Any) -> Any:
     """The operation that the in-place ``func`` performs, if it is one that the table knows."""
+    if func in OTHERWISE_NAMED:
+        return OTHERWISE_NAMED[func]
     name = func._schema.name.split("::")[1]
     if not name.endswith("_") or name.endswith("__"):
         return None

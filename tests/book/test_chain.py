@@ -12,7 +12,7 @@ from gradderiv.book.chain import Chain, ChainError, Point, chain, differential, 
 from gradderiv.book.library import run
 from gradderiv.book.named import DRAW, Draw
 from gradderiv.errors import InputError
-from gradderiv.numbers.field import DrawAgain
+from gradderiv.numbers.lanes import DrawAgain
 from gradderiv.rules.attention import attention
 from gradderiv.rules.linear import linear, linear_vjp
 from gradderiv.rules.softmax import softmax
@@ -208,7 +208,7 @@ def test_a_root_is_asked_for_and_granted(tmp_path: Path) -> None:
 UNLUCKY = """
 from gradderiv.book.chain import Point, chain
 from gradderiv.book.named import DRAW
-from gradderiv.numbers.field import DrawAgain
+from gradderiv.numbers.lanes import DrawAgain
 X = Point(n=2).free("X", "n, n")
 if DRAW.get().draw < {draws}:
     raise DrawAgain("a denominator is zero")

@@ -40,6 +40,10 @@ def test_plain() -> None:
     )
 
 
+def test_plain_names_what_stands_above_a_letter() -> None:
+    assert plain("mean(x̂²), M̃, Ṡ") == "mean(x_hat^2), M, S_dot"
+
+
 def test_prose() -> None:
     assert prose("Y = P 𝓥 W^O + b^O, and only 𝓥 moves") == (
         r"$Y = P \mathcal{V} W^{O} + b^{O}$, and only $\mathcal{V}$ moves"

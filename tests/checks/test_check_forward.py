@@ -125,10 +125,10 @@ def test_a_maximum_with_a_derivative_of_its_own() -> None:
 
 
 def test_operations_without_a_rounding_rule_have_a_measured_tolerance() -> None:
-    report = gradderiv.check(lambda x: torch.tanh(x) * functional.gelu(x), normal(3, 4))
+    report = gradderiv.check(lambda x: torch.atan(x) * functional.gelu(x), normal(3, 4))
     assert report.passed, report
     assert "scatter of 16 runs" in report.select(oracle="tape")[0].detail
-    assert "tanh" in silent(report)["dual"].detail
+    assert "atan" in silent(report)["dual"].detail
     assert silent(report)["dual"].expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -295,7 +296,7 @@ def test_names_come_from_the_function() -> None:
         (torch.exp, normal(3).to(torch.complex128), DtypeError, "complex"),
         (torch.nn.Dropout(), normal(30), InputError, "returns the same twice"),
         (lambda x: x.argmax(), normal(3), InputError, "floating-point tensor among the outputs"),
-        (lambda x: {"logits": x}, normal(3), InputError, "floating-point tensor among the outputs"),
+        (lambda x: SimpleNamespace(logits=x), normal(3), InputError, "floating-point tensor among the outputs"),
         (lambda x: x / 0 * 0, normal(3), InputError, "finite at its inputs"),
         (lambda x: x @ x, normal(3, 2), InputError, "can be called on its inputs"),
     ],

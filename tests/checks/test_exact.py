@@ -13,7 +13,8 @@ from gradderiv.checks.exact import REDRAWS, TARGET, exactly
 from gradderiv.errors import NoExactMeaning
 from gradderiv.numbers import residues
 from gradderiv.numbers.dual import Dual
-from gradderiv.numbers.field import DrawAgain, Field, FieldTensor
+from gradderiv.numbers.field import Field
+from gradderiv.numbers.lanes import DrawAgain, FieldTensor
 from gradderiv.numbers.ledger import SMALLEST
 from gradderiv.rules.multihead import multihead, multihead_vjp
 
@@ -184,7 +185,7 @@ def test_lanes_are_added_until_the_target_is_reached(target):
     assert outcome.equal
     assert outcome.log2_failure <= target
     assert outcome.lanes == len(run.fields[-1].primes)
-    assert [f.lanes for f in run.fields] == list(range(2, outcome.lanes + 1))
+    assert [f.lanes for f in run.fields] == sorted({2, outcome.lanes})  # no lane is tried that cannot do
     fewer = Field(0, outcome.lanes - 1)
     if outcome.lanes > 2:
         assert fewer.failure(*softmax_pair(fewer)) > target
@@ -207,7 +208,7 @@ def test_a_degree_beyond_the_primes_is_an_error_and_not_an_endless_search(last):
     def run(field):
         x = field.random(2000)
         for _ in range(3):
-            x = 1 / (1 + x)
+            x = 1 / (1 + x + x.sum())
         return last(x), last(x)
 
     with pytest.raises((NoExactMeaning, DrawAgain)):
@@ -265,7 +266,7 @@ def test_too_many_zero_denominators_are_an_error():
 
 
 def test_what_has_no_exact_meaning_is_an_error_and_no_verdict():
-    for program in (lambda x: x.abs(), lambda x: x / (x - x), lambda x: torch.where(x > 0, x, 0.0)):
+    for program in (lambda x: x.floor(), lambda x: x / (x - x), lambda x: x if x.sum() > 0 else -x):
         with pytest.raises(NoExactMeaning):
             one(lambda field, program=program: (program(x := field.random(3)), x))
 

@@ -12,7 +12,6 @@ from gradderiv.checks.kill import KillTable, kill_table
 from gradderiv.checks.mutants import MUTANTS, RIGHT, Mutant
 from gradderiv.checks.mutants.stages import Pass
 from gradderiv.checks.oracles import ORACLES
-from gradderiv.errors import InputError
 
 CHEAP = ("forward", "field", "identities")
 
@@ -109,52 +108,10 @@ def test_a_mutant_that_raises_is_an_error_and_no_kill() -> None:
 
 
 def test_what_has_no_exact_meaning_is_inconclusive_and_no_kill() -> None:
-    table = kill_table(["mask-from-zero"], ["field", "autograd"])
-    assert table.cell("mask-from-zero", "field").outcome == "inconclusive"
-    assert table.cell("mask-from-zero", "autograd").outcome == "killed"
-    assert table.as_declared
+    def rounded(c: Pass) -> torch.Tensor:
+        return torch.round(c.P)
 
-
-def test_what_is_skipped_is_not_run() -> None:
-    mutant = dataclasses.replace(MUTANTS["transpose-dK"], skips={"field": "not today"})
-    cell = kill_table([mutant], ["field", "forward", "autograd"]).cell("transpose-dK", "field")
-    assert (cell.outcome, cell.reason, cell.as_declared, cell.seconds) == ("not run", "not today", True, 0.0)
-
-
-def test_a_table_that_demands_nothing_is_not_as_declared() -> None:
-    assert not kill_table([RIGHT], ["forward"]).as_declared
-
-
-def test_another_seed_gives_the_same_table() -> None:
-    chosen = ["delta-strides", "entry-too-large", "scale-twice"]
-    cheap = ["autograd", "field", "identities"]
-    outcomes = [[c.outcome for c in kill_table(chosen, cheap, seed=seed).cells] for seed in (1, 2)]
-    assert outcomes[0] == outcomes[1]
-
-
-def test_workers_find_the_same() -> None:
-    def cells(workers: int) -> list[object]:
-        table = kill_table(["transpose-dK", "epsilon"], ["forward", "autograd"], workers=workers)
-        return [dataclasses.replace(c, seconds=0.0) for c in table.cells]
-
-    assert cells(2) == cells(1)
-
-
-def test_a_mutant_of_ones_own_needs_no_worker() -> None:
-    own = dataclasses.replace(MUTANTS["transpose-dK"], id="own")
-    assert kill_table([own], ["autograd", "field"], workers=2).as_declared
-
-
-def test_progress_and_threads() -> None:
-    steps: list[tuple[int, int, str]] = []
-    before = torch.get_num_threads()
-    kill_table(["transpose-dK"], ["forward"], progress=lambda *step: steps.append(step))
-    assert steps == [(0, 2, "(right)"), (1, 2, "transpose-dK"), (2, 2, "")]
-    assert torch.get_num_threads() == before
-
-
-def test_an_unknown_name_says_which_are_known() -> None:
-    with pytest.raises(InputError, match=r"(?s)mutant must be in its table.*transpose-dK"):
-        kill_table(["transpose-dk"])
-    with pytest.raises(InputError, match=r"(?s)oracle must be in its table.*finite differences"):
-        kill_table(["transpose-dK"], ["fields"])
+    mutant = dataclasses.replace(MUTANTS["softmax-no-rowsum"], id="rounded", replaced={"dS": rounded})
+    table = kill_table([mutant], ["field", "autograd"])
+    assert table.cell("rounded", "field").outcome == "inconclusive"
+    assert table.cell("rounded", "autograd").outcome == "killed"

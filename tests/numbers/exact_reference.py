@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import settings
 
-from gradderiv.numbers.field import Note
+from gradderiv.numbers.lanes import Note
 from gradderiv.numbers.ledger import CONSTANT
 
 modest = settings(deadline=None, max_examples=30, derandomize=True, database=None)

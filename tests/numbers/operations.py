@@ -9,7 +9,15 @@ import torch
 
 aten = torch.ops.aten
 MASK = torch.tensor([[True, False, True], [False, True, True]])
+LATER, EARLIER = torch.tensor([3, 1]), torch.tensor([1, 0])
 ROWS, COLUMN = torch.tensor([1, 0, 1, 1]), torch.tensor([[2, 0], [1, 1]])
+
+
+def _with_one_seed(f):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return f()
+
 
 # Polynomial and structural operations. Their arguments are eighths, so that float64 is exact and torch itself
 # is the reference: {name: (function, shapes of the arguments)}.
@@ -114,11 +122,55 @@ EXACT_IN_FLOAT64 = {
     "slice_backward": (lambda g: aten.slice_backward.default(g, [2, 6], 1, 1, 6, 2), [(2, 3)]),
     "select_backward": (lambda g: aten.select_backward.default(g, [2, 4, 3], 1, -1), [(2, 3)]),
     "diagonal_backward": (lambda g: aten.diagonal_backward.default(g, [3, 4], 1, 0, 1), [(3,)]),
+    "addcmul": (lambda c, x, y: aten.addcmul.default(c, x, y, value=-0.5), [(2, 3), (2, 1), (3,)]),
+    "lerp": (lambda x, y: aten.lerp.Scalar(x, y, 0.25), [(2, 3), (2, 3)]),
+    "lerp tensor": (aten.lerp.Tensor, [(2, 3), (3,), (2, 1)]),
+    "trace": (aten.trace.default, [(3, 3)]),
+    "cumsum": (lambda x: aten.cumsum.default(x, 1), [(2, 4, 2)]),
+    "cumsum from the right axis": (lambda x: x.cumsum(-1), [(2, 3)]),
+    "cumsum of a scalar": (lambda x: x.cumsum(0), [()]),
+    "pad": (lambda x: aten.constant_pad_nd.default(x, [1, 2, 0, 1], 0.5), [(2, 3)]),
+    "pad and crop": (lambda x: aten.constant_pad_nd.default(x, [-1, 2, 1, -1]), [(3, 4)]),
+    "slice_scatter": (lambda x, y: aten.slice_scatter.default(x, y, 1, 1, 4, 2), [(2, 5), (2, 2)]),
+    "select_scatter": (lambda x, y: aten.select_scatter.default(x, y, 1, -1), [(2, 3), (2,)]),
+    "index_put": (lambda x, y: aten.index_put.default(x, [None, LATER], y), [(2, 4), (2, 2)]),
+    "index_put by mask": (lambda x, y: x.index_put((MASK,), y), [(2, 3), (4,)]),
+    "index_put at pairs": (lambda x, y: x.index_put((LATER, EARLIER), y[0]), [(4, 2, 2), (1, 2)]),
+    "index_put adds": (lambda x, y: x.index_put((ROWS,), y, accumulate=True), [(2, 3), (4, 3)]),
+    "_unsafe_index_put": (lambda x, y: aten._unsafe_index_put.default(x, [LATER], y, True), [(4, 3), (2, 1)]),
+    "index_put_": (lambda x, y: aten.index_put_.default(x.clone(), [EARLIER], y), [(2, 3), (3,)]),
+    "_index_put_impl_": (lambda x, y: aten._index_put_impl_.default(x.clone(), [ROWS], y, True), [(2, 3), (4, 1)]),
+    "index_add": (lambda x, y: aten.index_add.default(x, 1, ROWS, y, alpha=-3), [(3, 2), (3, 4)]),
+    "index_add_": (lambda x, y: x.clone().index_add_(0, ROWS, y), [(2, 3), (4, 3)]),
+    "index_copy": (lambda x, y: aten.index_copy.default(x, 0, LATER, y), [(4, 3), (2, 3)]),
+    "index_fill": (lambda x: aten.index_fill.int_Scalar(x, 1, LATER, 2.5), [(2, 4)]),
+    "index_fill tensor": (lambda x, y: aten.index_fill.int_Tensor(x, 0, EARLIER, y), [(3, 2), ()]),
+    "scatter": (lambda x, y: aten.scatter.src(x, 1, COLUMN, y), [(2, 4), (2, 2)]),
+    "scatter value": (lambda x: aten.scatter.value(x, 0, COLUMN[:1], 1.5), [(3, 2)]),
+    "scatter_add": (lambda x, y: aten.scatter_add.default(x, 1, COLUMN, y), [(2, 3), (2, 2)]),
+    "scatter_add_": (lambda x, y: x.clone().scatter_add_(0, COLUMN, y), [(3, 3), (2, 2)]),
+    "embedding": (lambda w: aten.embedding.default(w, COLUMN), [(3, 4)]),
+    "embedding backward": (
+        lambda g: aten.embedding_dense_backward.default(g, COLUMN, 4, 2, False),
+        [(2, 2, 3)],
+    ),
+    "unfold_backward": (lambda g: aten.unfold_backward.default(g, [2, 5], 1, 3, 1), [(2, 3, 3)]),
+    "nan_to_num": (aten.nan_to_num.default, [(2, 3)]),
+    "bernoulli_": (lambda x: _with_one_seed(lambda: aten.bernoulli_.float(x.clone(), 0.5)), [(2, 3)]),
+    "dropout": (lambda x: _with_one_seed(lambda: torch.nn.functional.dropout(x, 0.5)), [(2, 3)]),
+    "var of 2": (lambda x: aten.var.correction(x, [1], correction=1, keepdim=True), [(2, 2)]),
+    "sigmoid backward": (aten.sigmoid_backward.default, [(2, 3), (2, 3)]),
+    "tanh backward": (aten.tanh_backward.default, [(2, 3), (2, 3)]),
     "softmax backward": (
         lambda g, P: aten._softmax_backward_data.default(g, P, -1, torch.float64),
         [(2, 3), (2, 3)],
     ),
 }  # fmt: skip
+
+
+def _variance(x, correction):
+    centred = x - x.sum(1)[:, None] / 3
+    return (centred * centred).sum(1) / (3 - correction)
 
 
 # Operations that divide: {name: (function, the same on arrays of fractions, shapes)}.
@@ -142,6 +194,15 @@ FRACTIONS = {
         lambda x: x * np.array([Fraction(3, 7), Fraction(1, 100_000), Fraction(5, 2)]),
         [(2, 3)],
     ),
+    "addcdiv": (
+        lambda c, x, y: aten.addcdiv.default(c, x, y, value=3),
+        lambda c, x, y: c + 3 * x / y,
+        [(2, 3), (2, 3), (3,)],
+    ),
+    "var": (lambda x: aten.var.correction(x, [1], correction=0), lambda x: _variance(x, 0), [(2, 3)]),
+    "var of a sample": (lambda x: aten.var.correction(x, [1]), lambda x: _variance(x, 1), [(2, 3)]),
+    "var of var_mean": (lambda x: aten.var_mean.correction(x, [1])[0], lambda x: _variance(x, 1), [(2, 3)]),
+    "mean of var_mean": (lambda x: aten.var_mean.correction(x, [1])[1], lambda x: x.sum(1) / 3, [(2, 3)]),
     "div_": (lambda x, y: x.clone().div_(y), lambda x, y: x / y, [(2, 3), (3,)]),
 }
 
@@ -162,11 +223,118 @@ ANALYTIC = {
     "logaddexp": (aten.logaddexp.default, [(2, 3), (3,)]),
     "masked softmax": (lambda x: torch.softmax(x.masked_fill(~MASK, -torch.inf), -1), [(2, 3)]),
 }
+# Functions that are opaque over the field, for positive arguments of which no two are equal: {name: (function, shapes)}.
+OPAQUE = {
+    "sqrt": (aten.sqrt.default, [(2, 3)]),
+    "rsqrt": (aten.rsqrt.default, [(2, 3)]),
+    "power 3/2": (lambda x: x**1.5, [(2, 3)]),
+    "power −5/2": (lambda x: x**-2.5, [(2, 3)]),
+    "sin": (aten.sin.default, [(2, 3)]),
+    "cos": (aten.cos.default, [(2, 3)]),
+    "erf": (aten.erf.default, [(2, 3)]),
+    "expm1": (aten.expm1.default, [(2, 3)]),
+    "exp2": (aten.exp2.default, [(2, 3)]),
+    "exp2 of log2": (lambda x: aten.log2.default(x).exp2(), [(2, 3)]),
+    "exp of log1p": (lambda x: aten.log1p.default(x).exp(), [(2, 3)]),
+    "sigmoid": (aten.sigmoid.default, [(2, 3)]),
+    "tanh": (aten.tanh.default, [(2, 3)]),
+    "silu": (aten.silu.default, [(2, 3)]),
+    "gelu": (aten.gelu.default, [(2, 3)]),
+    "gelu by tanh": (lambda x: aten.gelu.default(x, approximate="tanh"), [(2, 3)]),
+    "exp of softplus": (lambda x: aten.softplus.default(x).exp(), [(2, 3)]),
+    "exp of log sigmoid": (lambda x: aten.log_sigmoid_forward.default(x)[0].exp(), [(2, 3)]),
+    "silu backward": (aten.silu_backward.default, [(2, 3), (2, 3)]),
+    "gelu backward": (aten.gelu_backward.default, [(2, 3), (2, 3)]),
+    "gelu by tanh backward": (lambda g, x: aten.gelu_backward.default(g, x, approximate="tanh"), [(2, 3), (2, 3)]),
+    "softplus backward": (lambda g, x: aten.softplus_backward.default(g, x, 2, 20), [(2, 3), (2, 3)]),
+    "log sigmoid backward": (lambda g, x: aten.log_sigmoid_backward.default(g, x, aten.log_sigmoid_forward.default(x)[1]), [(2, 3), (2, 3)]),
+    "std": (lambda x: aten.std.correction(x, [1], correction=0, keepdim=True), [(2, 3)]),
+    "std of a sample": (lambda x: x.std(), [(2, 3)]),
+    "norm": (lambda x: aten.linalg_vector_norm.default(x, 2, [1], True), [(2, 3)]),
+    "norm of all": (lambda x: x.norm(), [(2, 3)]),
+    "layer norm": (lambda x, w, b: aten.native_layer_norm.default(x, [2, 3], w, b, 1e-5), [(4, 2, 3), (2, 3), (2, 3)]),
+    "layer norm without weight": (lambda x: aten.native_layer_norm.default(x, [3], None, None, 1e-5), [(2, 3)]),
+    "layer norm backward": (lambda g, x, w, b: _layer_norm_backward(g, x, w, b), [(4, 2, 3), (4, 2, 3), (2, 3), (2, 3)]),
+    "rms norm": (lambda x, w: aten._fused_rms_norm.default(x, [3], w, 1e-5), [(2, 3), (3,)]),
+    "rms norm without eps": (lambda x: aten._fused_rms_norm.default(x, [3], None, None), [(2, 3)]),
+    "rms norm backward": (lambda g, x, w: _rms_norm_backward(g, x, w), [(4, 2, 3), (4, 2, 3), (2, 3)]),
+    "safe softmax": (lambda x: aten._safe_softmax.default(x.masked_fill(EMPTY, -torch.inf), -1), [(2, 3)]),
+}  # fmt: skip
+EMPTY = torch.tensor([[True, True, True], [False, True, False]])
+
+# Comparisons, and what is made of them.
+GATED = {
+    "x > 0": (lambda x: torch.where(aten.gt.Scalar(x, 1), x, 0), [(2, 3)]),
+    "x > y": (lambda x, y: torch.where(aten.gt.Tensor(x, y), x, y), [(2, 3), (3,)]),
+    "x ≥ 1": (lambda x: torch.where(aten.ge.Scalar(x, 1), x, 0), [(2, 3)]),
+    "x ≥ y": (lambda x, y: torch.where(aten.ge.Tensor(x, y), x, y * y), [(2, 3), (3,)]),
+    "x < 1": (lambda x: torch.where(aten.lt.Scalar(x, 1), x, 0), [(2, 3)]),
+    "x < y": (lambda x, y: torch.where(aten.lt.Tensor(x, y), x, y * y), [(2, 3), (3,)]),
+    "x ≤ 1": (lambda x: torch.where(aten.le.Scalar(x, 1), x, 0), [(2, 3)]),
+    "x ≤ y": (lambda x, y: torch.where(aten.le.Tensor(x, y), x, y * y), [(2, 3), (3,)]),
+    "not": (lambda x: torch.where(aten.bitwise_not.default(x > 1), x, 0), [(2, 3)]),
+    "logical not": (lambda x: torch.where(aten.logical_not.default(x > 1), x, 0), [(2, 3)]),
+    "and": (lambda x, y: torch.where(aten.bitwise_and.Tensor(x > 1, x < y), x, y), [(2, 3), (3,)]),
+    "logical and": (lambda x, y: torch.where(aten.logical_and.default(x > 1, x < y), x, y), [(2, 3), (3,)]),
+    "and a mask": (lambda x: torch.where((x > 1) & MASK, x, 0), [(2, 3)]),
+    "or": (lambda x, y: torch.where(aten.bitwise_or.Tensor(x > 1, x < y), x, y), [(2, 3), (3,)]),
+    "logical or": (lambda x, y: torch.where(aten.logical_or.default(x > 1, x < y), x, y), [(2, 3), (3,)]),
+    "masked_fill": (lambda x, y: (x * y).masked_fill(x > y, 0.5), [(2, 3), (3,)]),
+    "as a factor": (lambda x, y: (x > y) * y, [(2, 3), (3,)]),
+    "as floats": (lambda x, y: (x > y).double() + y, [(2, 3), (3,)]),
+    "sign": (lambda x: aten.sign.default(x - 1) * x, [(2, 3)]),
+    "sgn": (lambda x: aten.sgn.default(1 - x) * x, [(2, 3)]),
+    "abs": (lambda x: aten.abs.default(x - 1), [(2, 3)]),
+    "relu": (lambda x: aten.relu.default(x - 1), [(2, 3)]),
+    "relu_": (lambda x: aten.relu_.default(x - 1), [(2, 3)]),
+    "threshold backward": (lambda g, x: aten.threshold_backward.default(g, x - 1, 0), [(2, 3), (2, 3)]),
+    "clamp": (lambda x: aten.clamp.default(x, 0.5, 1.5), [(2, 3)]),
+    "clamp the other way": (lambda x: aten.clamp.default(x, 1.5, 0.5), [(2, 3)]),
+    "clamp tensor": (lambda x, y, z: aten.clamp.Tensor(x, y, z), [(2, 3), (3,), (2, 1)]),
+    "clamp_min": (lambda x: aten.clamp_min.default(x, 1), [(2, 3)]),
+    "clamp_min tensor": (aten.clamp_min.Tensor, [(2, 3), (3,)]),
+    "clamp_max": (lambda x: aten.clamp_max.default(x, 1), [(2, 3)]),
+    "clamp_max tensor": (aten.clamp_max.Tensor, [(2, 3), (3,)]),
+}
+
+# What is an ordinary tensor: the same on numbers as on floats.
+ORDINARY = {
+    "x = 0": (lambda x: aten.eq.Scalar(x, 0), [(2, 3)]),
+    "x = −∞": (lambda x: aten.eq.Scalar(x, -torch.inf), [(2, 3)]),
+    "x ≠ 0": (lambda x: aten.ne.Scalar(x, 0), [(2, 3)]),
+    "x ≠ −∞": (lambda x: aten.ne.Scalar(x, -torch.inf), [(2, 3)]),
+    "x = y": (aten.eq.Tensor, [(2, 3), (3,)]),
+    "x ≠ y": (aten.ne.Tensor, [(2, 3), (3,)]),
+    "isfinite": (aten.isfinite.default, [(2, 3)]),
+    "isinf": (aten.isinf.default, [(2, 3)]),
+    "isneginf": (aten.isneginf.default, [(2, 3)]),
+    "isposinf": (aten.isposinf.default, [(2, 3)]),
+    "isnan": (aten.isnan.default, [(2, 3)]),
+}
+LARGEST = {
+    "max dim": (lambda x: aten.max.dim(x, 1, True), [(2, 3)]),
+    "max of all": (aten.max.default, [(2, 3)]),
+    "argmax": (lambda x: aten.argmax.default(x, 0), [(2, 3)]),
+    "argmax of all": (lambda x: aten.argmax.default(x), [(2, 3)]),
+}
 SHIFTS = {
     "amax": (lambda x: aten.amax.default(x, [1], True), [(2, 3)]),
     "amax of all": (lambda x: x.amax(), [(2, 3)]),
     "maximum": (aten.maximum.default, [(2, 3), (3,)]),
 }
+
+
+def _layer_norm_backward(g, x, w, b):
+    _, mean, rstd = aten.native_layer_norm.default(x, [2, 3], w, b, 1e-5)
+    return aten.native_layer_norm_backward.default(g, x, [2, 3], mean, rstd, w, b, [True, True, True])
+
+
+def _rms_norm_backward(g, x, w):
+    if type(x) is torch.Tensor:  # torch has this one on accelerators only
+        x, w = x.requires_grad_(), w.requires_grad_()
+        return torch.autograd.grad(torch.nn.functional.rms_norm(x, (2, 3), w, 1e-5), (x, w), g)
+    _, rstd = aten._fused_rms_norm.default(x, [2, 3], w, 1e-5)
+    return aten._fused_rms_norm_backward.default(g, x, [2, 3], rstd, w, [True, True])
 
 
 # ---------------------------------------------------------------- programs that write into tensors and views of them

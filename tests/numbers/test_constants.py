@@ -52,13 +52,57 @@ def test_double_precision_constants(value, ratio, root):
 
 
 @pytest.mark.parametrize(
-    "value", [math.pi, math.e, math.sqrt(2 / math.pi), math.log(2), 1 / math.log(2), math.cos(1.0), 2**0.25]
+    "value",
+    [
+        math.e,
+        math.cos(1.0),
+        2**0.125,
+        math.pi**3,
+        math.sqrt(math.pi / 97),
+        math.log(2) ** 2,
+        math.log(3),
+        5 * math.log(2) / 67,
+    ],
 )
 def test_a_constant_of_no_known_kind_is_the_dyadic_number_that_it_is(value):
     reading = read(value)
     assert reading == Reading(Fraction(value))
     denominator = reading.ratio.denominator
     assert denominator & (denominator - 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "reading"),
+    [
+        (2**0.25, Reading(Fraction(1), fourth=2)),
+        (8**-0.25, Reading(Fraction(1, 2), fourth=2)),
+        (-(32**-0.25), Reading(Fraction(-1, 4), 2, fourth=2)),
+        (5**-0.25, Reading(Fraction(1, 5), 5, fourth=5)),
+        (math.pi, Reading(Fraction(1), pi=-2)),
+        (-3 * math.pi / 4, Reading(Fraction(-3, 4), pi=-2)),
+        (1 / math.pi, Reading(Fraction(1), pi=2)),
+        (math.sqrt(math.pi), Reading(Fraction(1), pi=-1)),
+        (2 / math.sqrt(math.pi), Reading(Fraction(2), pi=1)),
+        (math.sqrt(2 / math.pi), Reading(Fraction(1), 2, pi=1)),  # of GELU by tanh
+        (1 / math.sqrt(2 * math.pi), Reading(Fraction(1, 2), 2, pi=1)),  # of the normal density
+        (0.7978845608028654, Reading(Fraction(1), 2, pi=1)),
+        (math.log(2), Reading(Fraction(1), ln2=1)),
+        (math.log(2) / 2, Reading(Fraction(1, 2), ln2=1)),
+        (1 / math.log(2), Reading(Fraction(1), ln2=-1)),
+        (1.4426950408889634, Reading(Fraction(1), ln2=-1)),
+        (1.4426950408889634 / 8, Reading(Fraction(1, 8), ln2=-1)),
+        (1.4426950408889634 / math.sqrt(8), Reading(Fraction(1, 4), 2, ln2=-1)),  # a scale, folded into exp2
+    ],
+)
+def test_constants_with_pi_and_with_the_logarithm_of_two(value, reading):
+    assert read(value) == reading
+    assert float(reading) == pytest.approx(value, rel=2**-50)
+    far = value
+    for _ in range(12):
+        far = math.nextafter(far, math.inf)
+    assert read(far) == Reading(Fraction(far))  # a twin: a neighbour too far away
+    single = rounded(value, SINGLE)
+    assert read(single, SINGLE) == Reading(Fraction(single))  # too short to know
 
 
 @pytest.mark.parametrize(
@@ -157,6 +201,8 @@ def test_readings_in_words():
         Reading(Fraction(3, 4), 2): "3√2/4",
         Reading(Fraction(7), 2): "7√2",
         Reading(Fraction(-1, 2), 2): "-√2/2",
+        Reading(Fraction(1, 2), 2, pi=1): "√2/2·(1/√π)^1",
+        Reading(Fraction(1), ln2=-1): "1·(log 2)^-1",
     }
     assert {r: str(r) for r in words} == words
 

@@ -15,7 +15,8 @@ from operations import ANALYTIC, EXACT_IN_FLOAT64, FRACTIONS, SHIFTS, WRITES
 
 from gradderiv.errors import NoExactMeaning
 from gradderiv.numbers.dual import Dual, DualTensor
-from gradderiv.numbers.field import Field, FieldTensor
+from gradderiv.numbers.field import Field
+from gradderiv.numbers.lanes import FieldTensor
 
 # forward mode announces, at its first use, that its own torch.jit is deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

@@ -10,10 +10,11 @@ import torch
 from exact_reference import assert_is, brief, entered, modest, objects
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from operations import EXACT_IN_FLOAT64, FRACTIONS
+from operations import EXACT_IN_FLOAT64, FRACTIONS, GATED, LARGEST, OPAQUE, ORDINARY
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradderiv.numbers.field import Field, FieldTensor
+from gradderiv.numbers.field import Field
+from gradderiv.numbers.lanes import FieldTensor
 from gradderiv.numbers.operands import ARITHMETIC
 from gradderiv.numbers.structure import STRUCTURE, VIEWS
 
@@ -139,10 +140,16 @@ def test_every_operation_of_the_table_has_a_case():
         for cases in (EXACT_IN_FLOAT64, FRACTIONS):
             for function, *_, shapes in cases.values():
                 function(*(FIELD.random(*s) for s in shapes))
+        for cases in (OPAQUE, GATED, ORDINARY, LARGEST):  # test_opaque.py
+            for function, shapes in cases.values():
+                field = Field(seed=5, lanes=2, roots=frozenset({-1, 2}))
+                function(*(field.random(*s) for s in shapes))
         with torch.inference_mode():  # composite operations arrive whole
             for name in ("square", "contiguous"):
                 function, shapes = EXACT_IN_FLOAT64[name]
                 function(*(FIELD.random(*s) for s in shapes))
+            torch.isfinite(FIELD.random(3))
+            aten._fused_rms_norm.default(FIELD.random(2, 3), [3], None, 0.5)
     table = {*ARITHMETIC, *VIEWS, *STRUCTURE}
     missing = sorted(map(str, table - recorder.seen - ELSEWHERE))
     assert not missing, missing
@@ -189,6 +196,17 @@ def test_bookkeeping_of_forward_mode():
     assert aten.is_same_size.default(x, y) is False
     assert aten._has_same_storage_numel.default(x, y) is True
     assert aten._has_same_storage_numel.default(x, y[:1].clone()) is False
+
+
+def test_scatter_takes_as_much_of_its_source_as_there_are_indices():
+    x, y, index = (
+        torch.zeros(3, 4).double(),
+        torch.arange(9.0).double().reshape(3, 3),
+        torch.tensor([[2, 0], [1, 3]]),
+    )
+    for scatter in (torch.scatter, torch.scatter_add):
+        numbers = [entered(FIELD, objects(t)) for t in (x, y)]
+        assert_is(scatter(numbers[0], 1, index, numbers[1]), objects(scatter(x, 1, index, y)))
 
 
 def test_softmax_of_a_scalar_is_one():

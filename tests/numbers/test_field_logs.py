@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradderiv.errors import NoExactMeaning
-from gradderiv.numbers.field import DrawAgain, Field
+from gradderiv.numbers.field import Field
+from gradderiv.numbers.lanes import DrawAgain
 
 INF = math.inf
 
@@ -352,7 +353,9 @@ def test_logaddexp_with_nothing_is_the_other(field):
     [
         lambda x, a: x.log() * a,
         lambda x, a: a * x.log(),
-        lambda x, a: x.log() * 2.0,
+        lambda x, a: x.log() * 2.5,
+        lambda x, a: x.log() / 2,
+        lambda x, a: x.log() * torch.tensor([2.0, 2.0, 2.0, 2.0]),
         lambda x, a: x.log().sum(),
         lambda x, a: x.log().mean(),
         lambda x, a: x.log() @ a.mT,
@@ -370,6 +373,14 @@ def test_logaddexp_with_nothing_is_the_other(field):
 def test_products_and_sums_of_a_logarithm_have_no_meaning(field, program):
     with pytest.raises(NoExactMeaning, match="operands without logarithms"):
         program(field.random(3, 4), field.random(3, 4))
+
+
+def test_a_small_multiple_of_a_logarithm_is_a_sum(field):
+    x = field.random(3, 4)
+    for n in (1, 2, 3.0, -1, -2):
+        assert same((x.log() * n).exp(), x ** int(n))
+        assert same((n * (x + x.log())).exp(), (n * x).exp() * x ** int(n))
+        assert not same((x.log() * n).exp(), x ** (int(n) + 1))
 
 
 def test_addmm_does_not_lose_a_mask_or_a_logarithm(field):

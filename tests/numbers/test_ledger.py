@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradderiv.numbers.field import Field
-from gradderiv.numbers.ledger import CONSTANT, PRIMES, SMALLEST, VARIABLE, Degree, Ledger, join
+from gradderiv.numbers.ledger import CONSTANT, PRIMES, SMALLEST, VARIABLE, Degree, Group, Ledger, join
 
 
 def layer(n, heads, d_a=4):
@@ -169,10 +169,10 @@ def test_an_inverse_opens_a_group():
     ledger = Ledger()
     first = ledger.invert(Degree(2, 3.0), 10)
     assert first == Degree(-2, -3.0, ((0, 1),))
-    assert ledger.groups == [(10, 2, 3.0)]
+    assert ledger.groups == [Group(10, 2, 3.0)]
     assert ledger.numerator(first) == 10 * 2 - 2
     nested = ledger.invert(join([first, VARIABLE]), 5)
-    assert ledger.groups[1][1] == ledger.numerator(join([first, VARIABLE])) == 1 + 20
+    assert ledger.groups[1].degree == ledger.numerator(join([first, VARIABLE])) == 1 + 20
     assert ledger.numerator(nested) == 5 * 21 - 1
     assert ledger.log_norm(first * VARIABLE) == -3.0 + 10 * 3.0
 
@@ -190,10 +190,16 @@ FIELD_RECORDS = {
     "sum over an axis": (lambda x, y: (x * y).sum(-1), 2),
     "exp": (lambda x, y: (x**3).exp(), 1),
     "exp of a logarithm": (lambda x, y: (x + (y * y).log()).exp(), 3),
-    "softmax": (lambda x, y: torch.softmax(x, -1), 0 + 3),
-    "quotient": (lambda x, y: x / y, 1 - 1 + 9),
-    "quotient by rows": (lambda x, y: x / y.sum(-1, keepdim=True), 1 - 1 + 3),
-    "inverse square": (lambda x, y: y**-2, -2 + 2 * 9),
+    "softmax": (lambda x, y: torch.softmax(x, -1), 0 + 1),
+    "softmax, then a column's sum": (lambda x, y: torch.softmax(x, -1).sum(0), 0 + 3),
+    "quotient": (lambda x, y: x / y, 1 - 1 + 1),
+    "quotient, then a row's sum": (lambda x, y: (x / y).sum(-1), 1 - 1 + 3),
+    "quotient, then all": (lambda x, y: (x / y).sum(), 1 - 1 + 9),
+    "quotient by rows": (lambda x, y: x / y.sum(-1, keepdim=True), 1 - 1 + 1),
+    "quotient times a matrix": (lambda x, y: (x / y) @ x, 1 - 1 + 1 + 3),
+    "quotient in another place": (lambda x, y: (x / y).flip(0), 1 - 1 + 9),
+    "quotient and its transpose": (lambda x, y: (lambda r: x * r * r.mT)(1 / y), 1 - 2 + 2 * 9),
+    "inverse square": (lambda x, y: y**-2, -2 + 2 * 1),
     "shifted": (lambda x, y: torch.exp(x - x.amax(-1, keepdim=True)), 2),
     "mean": (lambda x, y: (x * y).mean(), 2),
 }
@@ -229,7 +235,7 @@ def test_the_degree_of_the_gradient_of_the_layer(n, heads):
         }
         assert field.ledger.numerator(field.ledger.argument) == 4
         assert field.ledger.opaque_values == heads * n * n
-        assert field.ledger.numerator(Y.note.value) == 3 + n * heads
+        assert field.ledger.numerator(Y.note.value) == 3 + heads  # a token has only the sums of its own rows
 
 
 def test_views_and_writes_carry_their_records():
@@ -253,6 +259,8 @@ def test_an_argument_of_exp_is_counted_element_by_element():
     torch.softmax(x[:, :2] * x[:, 2:], -1)
     torch.logsumexp(x.expand(5, 3, 4) + 0, -1)
     assert field.ledger.opaque_values == 12 + 6 + 60
+    field.random(5, 2).amax(-1), torch.maximum(x, x[:1])  # shifts are drawn from contents, too
+    assert field.ledger.opaque_values == 12 + 6 + 60 + 5 + 12
     assert field.ledger.numerator(field.ledger.argument) == 2
 
 
@@ -287,8 +295,75 @@ def test_the_norm_of_a_sum_over_several_denominators(denominators):
 
 def test_constants_have_degree_zero():
     field = Field(0, 2)
-    for value in (3.0, 0.1, math.pi):
+    for value in (3.0, 0.1, math.e):
         record = (torch.ones_like(field.random(2)) * value).note.value
         assert field.ledger.numerator(record) == 0
         assert field.ledger.log_norm(record) >= math.log2(Fraction(value).limit_denominator(10).numerator)
     assert Degree(0) == CONSTANT
+
+
+def test_free_constants_count_as_variables():
+    """1/√π and log 2 are values that were drawn; what is divided by them has them as a denominator."""
+    field = Field(0, 2, roots=frozenset({2}))
+    one = torch.ones_like(field.random(2))
+    for value, N in (
+        (2 / math.sqrt(math.pi), 1),
+        (math.log(2), 1),
+        (1 / math.pi, 2),
+        (math.pi, 0),
+        (1 / math.log(2), 0),
+    ):
+        assert field.ledger.numerator((one * value).note.value) == N
+        assert field.ledger.numerator((one * value + field.random(2)).note.value) == max(
+            N, 1 + 2 * (value == math.pi) + (value == 1 / math.log(2))
+        )
+    mixed = one * torch.tensor([math.pi, math.sqrt(2 / math.pi)], dtype=torch.float64)
+    assert field.ledger.numerator(mixed.note.value) == 3
+
+
+def test_values_of_odd_functions_must_not_meet_negatives_either():
+    plain, odd = Ledger(), Ledger()
+    plain.opaque(100, VARIABLE), odd.opaque(100, VARIABLE, odd=True)
+    assert odd.pairs == 2 * plain.pairs == 2 * 101 * 50
+    assert odd.coincidence(3) == pytest.approx(plain.coincidence(3) + 1)
+    for program, expected in (
+        (torch.exp, False),
+        (torch.erf, True),
+        (torch.relu, True),
+        (torch.rsqrt, False),
+    ):
+        field = Field(0, 2)
+        program(field.random(3))
+        assert field.ledger.odd == expected
+    field = Field(0, 2, odd=True)
+    field.random(3).exp()
+    assert field.ledger.odd
+
+
+# ---------------------------------------------------------------- the same arguments again
+
+
+def test_arguments_that_are_met_again_count_once_and_one_accident_each():
+    field = Field(0, 2)
+    x, y = field.random(5), field.random(5)
+    x.exp()
+    assert (field.ledger.opaque_values, field.ledger.repeated_values) == (5, 0)
+    assert field.ledger.pairs == 15
+    (x + 0).exp()
+    assert (field.ledger.opaque_values, field.ledger.repeated_values) == (5, 5)
+    assert field.ledger.pairs == 20
+    y.exp()
+    assert (field.ledger.opaque_values, field.ledger.repeated_values) == (10, 5)
+
+
+@pytest.mark.parametrize("other", [lambda x: x.flip(0), lambda x: x[:4], lambda x: x.sqrt(), lambda x: x + 1])
+def test_other_arguments_or_another_function_are_not_the_same(other):
+    field = Field(0, 2, roots=frozenset({2}))
+    x = field.random(5)
+    x.exp()
+    before = field.ledger.opaque_values
+    out = other(x.clone())
+    if field.ledger.opaque_values == before:
+        out.exp()
+    assert field.ledger.opaque_values > before
+    assert field.ledger.repeated_values == 0

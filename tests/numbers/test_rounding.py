@@ -10,6 +10,7 @@ from operations import ANALYTIC, EXACT_IN_FLOAT64, FRACTIONS, SHIFTS, WRITES
 
 from gradderiv.errors import NoExactMeaning
 from gradderiv.numbers.rounding import Rounding, RoundingTensor
+from gradderiv.numbers.smooth import FUNCTIONS
 
 CASES = {
     **EXACT_IN_FLOAT64,
@@ -242,3 +243,28 @@ def test_repr_shows_values_and_errors():
 def test_formats_do_not_mix():
     with pytest.raises(NoExactMeaning, match="another"):
         SINGLE.make(torch.ones(2)) + HALF.make(torch.ones(2))
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in ("exp", "log2")])
+def test_errors_of_smooth_functions_are_those_of_their_slopes(name):
+    """e² = (f′(x) e_x)² + (2u f)² and the rounding of the result, with f′ by central differences."""
+    f = FUNCTIONS[name].value
+    v = torch.tensor([0.3, 0.9, 2.1], dtype=torch.float64)
+    x = SINGLE.make(v) * 3
+    y = f(x)
+    h = 1e-6
+    slope = (f(x.value + h) - f(x.value - h)) / (2 * h)
+    torch.testing.assert_close(y.value, f(x.value), rtol=0, atol=0)
+    expected = ((slope * x.error) ** 2 + 2 * (U * f(x.value)) ** 2).sqrt()
+    torch.testing.assert_close(y.error, expected, rtol=1e-6, atol=1e-30)
+    torch.testing.assert_close(FUNCTIONS[name].slope(x.value, f(x.value)), slope, rtol=1e-7, atol=1e-9)
+
+
+def test_comparisons_of_values_are_those_of_floats():
+    v = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    x = SINGLE.make(v)
+    for program in (
+        torch.relu, torch.abs, lambda t: t.clamp(-0.5, 1), lambda t: torch.where(t > 0, t, 2 * t), lambda t: torch.where(t >= 0, t + 1, t),
+        lambda t: torch.where(t <= 0, t + 1, t), lambda t: torch.where(t < 0, t + 1, t), lambda t: t.masked_fill(t == 0, 3),
+    ):  # fmt: skip
+        torch.testing.assert_close(program(x).value, program(v), rtol=1e-15, atol=0)

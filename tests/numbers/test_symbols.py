@@ -12,7 +12,7 @@ from operations import EXACT_IN_FLOAT64, FRACTIONS, WRITES
 
 from gradderiv.errors import NoExactMeaning
 from gradderiv.numbers.rational import Rational
-from gradderiv.numbers.symbols import Exp, Symbols, SymbolTensor
+from gradderiv.numbers.symbols import KAPPA, LN2, Exp, Symbols, SymbolTensor
 
 
 @pytest.fixture
@@ -91,7 +91,11 @@ def test_constants_are_read(system):
         (8**-0.5, sp.sqrt(2) / 4),
         (3, sp.Integer(3)),
         (-0.25, sp.Rational(-1, 4)),
-        (math.pi, sp.Rational(math.pi)),
+        (math.e, sp.Rational(math.e)),
+        (2 / math.sqrt(math.pi), 2 * KAPPA),
+        (math.pi, KAPPA**-2),
+        (math.log(2), LN2),
+        (1 / math.log(2), 1 / LN2),
     ):
         assert system.entries(x * value)[0] == expected * sp.Symbol("x_1", real=True)
     assert system.entries(x + torch.tensor([1 / 3], dtype=torch.float64))[0] - sp.Symbol(

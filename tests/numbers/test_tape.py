@@ -9,7 +9,6 @@ import torch
 from exact_reference import same
 from operations import ANALYTIC, EXACT_IN_FLOAT64, WRITES
 
-from gradderiv.errors import NoExactMeaning
 from gradderiv.numbers.field import Field
 from gradderiv.numbers.rounding import Rounding, RoundingTensor
 from gradderiv.numbers.tape import Tape, TapeTensor
@@ -236,13 +235,19 @@ def test_over_the_field():
     assert same(lse.recorded.exp(), E.sum(-1).detach())
 
 
-def test_a_maximum_over_the_field_is_refused_and_not_taken_for_a_constant():
-    """``detach`` does not cut a tape; whoever knows that a maximum is a mere shift must say so."""
-    field = Field(seed=9, lanes=2)
-    x = field.random(3, 4).requires_grad_()
-    S = Tape().make(x)
-    with pytest.raises(NoExactMeaning):
-        torch.autograd.grad(torch.exp(S - S.amax(-1, keepdim=True).detach()).recorded.sum(), x)
+def test_a_maximum_over_the_field_is_a_shift_and_not_a_constant():
+    """``detach`` does not cut a tape: what depends on the maximum has a gradient that moves with the seed of the shifts."""
+    moving = []
+    for shift in (0, 1):
+        field = Field(seed=9, lanes=2, shift=shift)
+        x, g = field.random(3, 4).requires_grad_(), field.random(3, 4)
+        S = Tape().make(x)
+        E = torch.exp(S - S.amax(-1, keepdim=True).detach())
+        (found,) = torch.autograd.grad((E / E.sum(-1, keepdim=True)).recorded, x, g, retain_graph=True)
+        P = torch.softmax(x.detach(), -1)
+        assert same(found, P * (g - (P * g).sum(-1, keepdim=True)))
+        moving.append(torch.autograd.grad(E.recorded.sum(), x)[0].part("v0"))
+    assert not bool((moving[0] == moving[1]).any())
 
 
 def test_over_rounding_errors():

@@ -26,7 +26,8 @@ from rule_calls import (
 )
 
 from gradderiv.numbers.dual import Dual, DualTensor
-from gradderiv.numbers.field import Field, FieldTensor
+from gradderiv.numbers.field import Field
+from gradderiv.numbers.lanes import FieldTensor
 from gradderiv.numbers.rounding import Rounding, RoundingTensor
 from gradderiv.numbers.symbols import Exp, Symbols, SymbolTensor
 from gradderiv.numbers.tape import Tape, TapeTensor
