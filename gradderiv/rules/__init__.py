@@ -4,6 +4,7 @@
     softmax    P = softmax(S), masked
     attention  O = softmax(τ Q Kᵀ + bias) V
     multihead  the layer, head by head: what one ships
+    layouts    W_Q, W_K and W_V in one matrix, in the orders of columns that models have
     blockdiag  the same layer as literal 2-D matrix formulas: what one derives
 
 A rule imports torch and ``gradderiv.errors`` and nothing else of ours, and does not know which number is
