@@ -33,7 +33,17 @@ _HOME = {
     "Report": "gradderiv.checks.report",
     "Record": "gradderiv.checks.report",
 }
-_SUBPACKAGES = {"rules", "numbers", "checks", "functional", "book", "bench", "examples", "testing"}
+_SUBPACKAGES = {
+    "rules",
+    "numbers",
+    "checks",
+    "functional",
+    "book",
+    "bench",
+    "examples",
+    "testing",
+    "casebook",
+}
 
 logging.getLogger("gradderiv").addHandler(logging.NullHandler())
 

@@ -179,6 +179,21 @@ def prove(
     raise typer.Exit(proof.exit_status)
 
 
+@app.command()
+def casebook(
+    name: Annotated[str | None, typer.Argument(help="A case; the list of cases when none is named.")] = None,
+) -> None:
+    """Real difficulties from public threads, reproduced and explained."""
+    from gradderiv.casebook import CASES, tell
+
+    text = tell(name) if name is not None else "\n".join(f"{case:14} {what}" for case, what in CASES.items())
+    if not _speaks_unicode():
+        from gradderiv.checks.render import ascii_text
+
+        text = ascii_text(text)
+    _write(text + "\n")
+
+
 @bench.command("prove")
 def bench_prove(
     seed: Annotated[int, typer.Option(help="Draws weights, points and primes.")] = 0,
