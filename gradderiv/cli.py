@@ -154,7 +154,8 @@ def prove(
         int, typer.Option(help="The failure probability asked for is 2 to the power of this.")
     ] = -40,
     device: Annotated[
-        str | None, typer.Option(help="Where the residues live; a GPU if there is one.")
+        str | None,
+        typer.Option(help="Where the residues live; a GPU, if there is one and the function runs on it."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws primes, points, keys and dropout masks.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write every record to this file.")] = None,
@@ -170,7 +171,7 @@ def prove(
         proof = run(
             function, given, reference=None if reference is None else load(reference), names=names, order=order,
             forward_mode=forward_mode, no_gradient=no_gradient or (), fills_are_minus_infinity=fills_are_minus_infinity, seed=seed, target=bound,
-            n_heads=heads, device=device or on_gpu(), progress=step,
+            n_heads=heads, device=device or on_gpu(function, given), progress=step,
         )  # fmt: skip
         proof.replay_with(shlex.join(["gradderiv", *sys.argv[1:]]))
     if json is not None:

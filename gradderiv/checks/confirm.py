@@ -131,7 +131,9 @@ def _judged(
             raise  # dropout inside a fused kernel has another mask, and dual numbers would not notice
         generator = torch.Generator().manual_seed(seed)
         directions = {
-            n: torch.randn(2, *wide.values[n].shape, generator=generator, dtype=torch.float64)
+            n: torch.randn(2, *wide.values[n].shape, generator=generator, dtype=torch.float64).to(
+                wide.values[n].device
+            )
             for n in wide.moving
         }
         answers = dual(forward, list(cotangents.values()), directions)
@@ -196,7 +198,10 @@ def tangent_in_floats(call: Call, k: int, seed: int) -> Comparison:
     wide = cast(call, torch.float64)
     generator = torch.Generator().manual_seed(seed)
     directions = {
-        n: torch.randn(wide.values[n].shape, generator=generator, dtype=torch.float64) for n in wide.moving
+        n: torch.randn(wide.values[n].shape, generator=generator, dtype=torch.float64).to(
+            wide.values[n].device
+        )
+        for n in wide.moving
     }
     numbers, duals = Rounding(torch.float64), Dual()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from gradderiv.checks.candidate import in_words
 from gradderiv.errors import InputError, message
@@ -189,6 +191,19 @@ def _takes(function: Callable[..., Any], inputs: Mapping[str, Tensor]) -> bool:
     )
 
 
-def on_gpu() -> str | None:
-    """Where the residues go if nobody says: to a GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else None
+def on_gpu(function: Callable[..., Any], inputs: Any) -> str | None:
+    """Where the residues go if nobody says: to a GPU, where there is one and the function runs there (it may make tensors elsewhere)."""
+    if not torch.cuda.is_available():
+        return None
+    given = inputs if isinstance(inputs, Mapping) else tuple(inputs)
+    try:
+        moved = tree_map_only(Tensor, lambda x: x.detach().to(GPU), given)
+        there = copy.deepcopy(function).to(GPU) if isinstance(function, nn.Module) else function
+        with torch.no_grad():
+            there(**moved) if isinstance(moved, Mapping) else there(*moved)
+    except Exception:
+        return None
+    return GPU
+
+
+GPU = "cuda"

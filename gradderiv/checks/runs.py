@@ -229,7 +229,8 @@ def in_field(numbers: Field, x: Any, like: Tensor) -> Tensor:
     """A result as numbers of the field; None stands for zero."""
     if isinstance(x, FieldTensor):
         return x.detach()
-    return numbers.constant(torch.zeros(like.shape) if x is None else x.detach(), like.dtype)
+    zero = torch.zeros(like.shape, device=numbers.device)
+    return numbers.constant(zero if x is None else x.detach(), like.dtype)
 
 
 SCALAR = torch.zeros((), dtype=torch.float64)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradderiv.checks.named import inputs_of, load
+from gradderiv.checks import named
+from gradderiv.checks.named import inputs_of, load, on_gpu
 from gradderiv.errors import InputError
 
 CODE = """
@@ -107,3 +108,17 @@ def test_no_inputs_at_all(file):
         inputs_of(f"{file}:Twice", load(f"{file}:Twice"), [], 0)
     with pytest.raises(InputError, match="no data here"):
         inputs_of(f"{file}:broken", load(f"{file}:broken"), [], 0)
+
+
+def test_a_gpu_is_used_where_the_function_runs_on_it(monkeypatch):
+    makes_its_own = lambda x: x + torch.zeros(3)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert on_gpu(torch.exp, (torch.randn(3),)) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(named, "GPU", "meta")  # a device that everybody has
+    layer = torch.nn.Linear(3, 2)
+    assert on_gpu(torch.exp, (torch.randn(3),)) == "meta"
+    assert on_gpu(layer, {"input": torch.randn(4, 3)}) == "meta"
+    assert layer.weight.device.type == "cpu"
+    assert on_gpu(makes_its_own, (torch.randn(3),)) is None
+    assert on_gpu(lambda x: x.tolist(), (torch.randn(3),)) is None
