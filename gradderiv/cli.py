@@ -213,11 +213,7 @@ def bench_prove(
 
     with _progress("bench prove") as step:
         result = run(seed=seed, quick=quick, large=large, progress=step)
-    typer.echo(str(result))
-    if json is not None:
-        from gradderiv.checks.report import write_whole
-
-        write_whole(json, result.to_json() + "\n")
+    _print_figures(result, json)
 
 
 @bench.command("verify")
@@ -232,11 +228,7 @@ def bench_verify(
 
     with _progress("bench verify") as step:
         result = run(seed=seed, quick=quick, progress=step)
-    typer.echo(str(result))
-    if json is not None:
-        from gradderiv.checks.report import write_whole
-
-        write_whole(json, result.to_json() + "\n")
+    _print_figures(result, json)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -306,6 +298,14 @@ def _speaks_unicode() -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+def _print_figures(result: Any, json: Path | None) -> None:
+    from gradderiv.checks.report import write_whole
+
+    typer.echo(str(result))
+    if json is not None:
+        write_whole(json, result.to_json() + "\n")
 
 
 def _print_report(report: Any) -> None:

@@ -12,7 +12,7 @@ from gradderiv.checks.forward import Call
 from gradderiv.checks.inputs import seeded_call
 from gradderiv.checks.locate import OTHER_WAY, withdrawn
 from gradderiv.checks.prover import ALL, Prover
-from gradderiv.checks.runs import Runs, in_field
+from gradderiv.checks.runs import Runs, entries, in_field
 from gradderiv.checks.second import second_order
 from gradderiv.checks.witnesses import CannotRun
 from gradderiv.numbers.field import Field
@@ -86,13 +86,7 @@ def against(prover: Prover, reference: Call) -> None:
             )
             for k, name in enumerate(prover.names)
         }
-        for aim in prover.aims:
-            for name, x in point.values.items():
-                pairs[f"{aim}|{name}"] = (
-                    in_field(field, gradients[aim][name], x),
-                    in_field(field, wanted[aim][name], x),
-                )
-        return pairs
+        return pairs | entries(field, point.values, gradients, wanted)
 
     found = prover.exactly(run, "reference: ")
     if found is None:

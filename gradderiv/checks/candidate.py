@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradderiv.checks.compare import MULTIPLE, Comparison, compare
-from gradderiv.checks.forward import Call
+from gradderiv.checks.forward import Call, pull_back
 
 
 @dataclass
@@ -33,25 +32,16 @@ class Gradients:
 
 def backward(call: Call, cotangents: Sequence[Tensor | None]) -> Gradients:
     """One forward and backward pass of the function, on copies of its inputs."""
-    values: dict[str, Any] = {n: x.detach().clone() for n, x in call.values.items() if isinstance(x, Tensor)}
+    values = call.copies()
     for name in call.moving:
         values[name].requires_grad_()
     given = [None if g is None else g.clone() for g in cotangents]
     try:
         outputs = call(values)
         kept = [y.detach().clone() for y in outputs]
-        pairs = [(y, g) for y, g in zip(outputs, given, strict=True) if g is not None and y.requires_grad]
-        found: tuple[Tensor | None, ...] = (None,) * len(call.moving)
-        if pairs:
-            found = torch.autograd.grad(
-                [y for y, _ in pairs],
-                [values[name] for name in call.moving],
-                [g for _, g in pairs],
-                allow_unused=True,
-            )
+        gradients = pull_back(outputs, {name: values[name] for name in call.moving}, given)
     except Exception as error:  # whatever a person's code raises is what is to be reported
         return Gradients(dict.fromkeys(call.moving), in_words(error))
-    gradients = dict(zip(call.moving, found, strict=True))
     changed = [f"the input {n}" for n, x in values.items() if not _same(x, call.values[n])]
     changed += [f"output {k}" for k, (y, z) in enumerate(zip(outputs, kept, strict=True)) if not _same(y, z)]
     changed += [

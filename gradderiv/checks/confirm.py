@@ -16,13 +16,15 @@ from torch.autograd import forward_ad
 
 from gradderiv.checks.candidate import backward, in_words
 from gradderiv.checks.compare import MULTIPLE, Comparison, compare
-from gradderiv.checks.forward import Call, record, run
+from gradderiv.checks.forward import Call, normal, record, run
 from gradderiv.checks.inputs import cast
 from gradderiv.checks.witnesses import AnotherFunction, CannotRun, dual, exact, taped
 from gradderiv.numbers.dual import Dual
 from gradderiv.numbers.rounding import Rounding, RoundingTensor
 
 Place = tuple[str, str]  # aim and argument
+HALF = 2.0**-26  # half the digits of float64
+NOTHING = 2.0**-20  # of the largest gradient; less may be the rounding error of zero, as of a key bias
 
 
 def in_floats(
@@ -39,9 +41,9 @@ def in_floats(
         CannotRun: neither can.
     """
     with torch.random.fork_rng(devices=[]):
-        wide = _wide(call, seed)
-        forward = wide if witness is None else _wide(witness, seed)
-        return _judged(wide, forward, _cotangents(outputs, aims, seed), seed, n_heads)
+        wide, values = _wide(call, seed)
+        forward = wide if witness is None else _wide(witness, seed)[0]
+        return _judged(wide, values, forward, _cotangents(outputs, aims, seed), seed, n_heads)
 
 
 def roughly_in_floats(
@@ -53,10 +55,9 @@ def roughly_in_floats(
         CannotRun: the forward alone cannot be recorded, or is another function there.
     """
     with torch.random.fork_rng(devices=[]):
-        wide = _wide(call, seed)
+        wide, values = _wide(call, seed)
         cotangents = _cotangents(outputs, aims, seed)
         found = {aim: backward(wide, given) for aim, given in cotangents.items()}
-        values = wide({n: x.clone() for n, x in wide.values.items() if isinstance(x, Tensor)})
         try:
             tape = record(wide, Tensor.double)
             wanted = {
@@ -85,12 +86,6 @@ def roughly_in_floats(
     return outcomes
 
 
-HALF = 2.0**-26  # half the digits of float64
-NOTHING = (
-    2.0**-20
-)  # of the largest gradient: one that is smaller may be the rounding error of zero, as that of a key bias
-
-
 def _close(y: Tensor, z: Tensor) -> bool:
     u = torch.finfo(y.dtype).eps ** 0.5
     return (
@@ -100,29 +95,29 @@ def _close(y: Tensor, z: Tensor) -> bool:
     )
 
 
-def _wide(call: Call, seed: int) -> Call:
-    """The function in float64; in its own types where it insists on them."""
-    wide = _seeded(cast(call, torch.float64), seed)
-    try:
-        with torch.no_grad():
-            wide({n: x.clone() for n, x in wide.values.items() if isinstance(x, Tensor)})
-    except Exception:
-        return _seeded(call, seed)
-    return wide
+def _wide(call: Call, seed: int) -> tuple[Call, list[Tensor]]:
+    """The function in float64, or in its own types where it insists on them; and what it returns."""
+    with torch.no_grad():
+        wide = _seeded(cast(call, torch.float64), seed)
+        try:
+            return wide, wide(wide.copies())
+        except Exception:
+            own = _seeded(call, seed)
+            return own, own(own.copies())
 
 
 def _judged(
     wide: Call,
+    values: list[Tensor],
     forward: Call,
     cotangents: Mapping[str, list[Tensor | None]],
     seed: int,
     n_heads: int | None,
 ) -> dict[Place, Comparison]:
-    results = wide({n: x.clone() for n, x in wide.values.items() if isinstance(x, Tensor)})
     found = {aim: backward(wide, given) for aim, given in cotangents.items()}
     wanted = {}
     try:
-        tape = taped(forward, [y.detach() for y in results], list(cotangents.values()), seed)
+        tape = taped(forward, [y.detach() for y in values], list(cotangents.values()), seed)
         for aim, gradients, sigmas in zip(cotangents, tape.gradients, tape.sigmas, strict=True):
             for name, gradient in gradients.items():
                 wanted[aim, name] = exact(gradient, wide.values[name]), sigmas[name]
@@ -130,12 +125,7 @@ def _judged(
         if isinstance(reason, AnotherFunction) and forward is wide:
             raise  # dropout inside a fused kernel has another mask, and dual numbers would not notice
         generator = torch.Generator().manual_seed(seed)
-        directions = {
-            n: torch.randn(2, *wide.values[n].shape, generator=generator, dtype=torch.float64).to(
-                wide.values[n].device
-            )
-            for n in wide.moving
-        }
+        directions = {n: normal(generator, wide.values[n], 2) for n in wide.moving}
         answers = dual(forward, list(cotangents.values()), directions)
         for aim, answer in zip(cotangents, answers, strict=True):
             for name, expected in answer.items():
@@ -162,7 +152,7 @@ def _cotangents(
     outputs: Sequence[Tensor], aims: Mapping[str, Sequence[int]], seed: int
 ) -> dict[str, list[Tensor | None]]:
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device) for y in outputs]
+    drawn = [normal(generator, y) for y in outputs]
     return {aim: [g if k in which else None for k, g in enumerate(drawn)] for aim, which in aims.items()}
 
 
@@ -173,14 +163,12 @@ def outputs_in_floats(call: Call, reference: Call, seed: int) -> list[Comparison
         CannotRun: the reference does something that running errors do not know.
     """
     with torch.random.fork_rng(devices=[]):
-        wide, other = _wide(call, seed), _wide(reference, seed)
-        torch.default_generator.manual_seed(seed)
-        values = wide({n: x.clone() for n, x in wide.values.items() if isinstance(x, Tensor)})
-    try:
-        torch.default_generator.manual_seed(seed)
-        wanted = record(other, Rounding(torch.float64).make).outputs
-    except Exception as error:
-        raise CannotRun(in_words(error)) from error
+        _, values = _wide(call, seed)
+        other, _ = _wide(reference, seed)
+        try:
+            wanted = record(other, Rounding(torch.float64).make).outputs
+        except Exception as error:
+            raise CannotRun(in_words(error)) from error
     found = []
     for value, y in zip(values, wanted, strict=True):
         expected = y.value if isinstance(y, RoundingTensor) else y
@@ -197,12 +185,7 @@ def tangent_in_floats(call: Call, k: int, seed: int) -> Comparison:
     """
     wide = cast(call, torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    directions = {
-        n: torch.randn(wide.values[n].shape, generator=generator, dtype=torch.float64).to(
-            wide.values[n].device
-        )
-        for n in wide.moving
-    }
+    directions = {n: normal(generator, wide.values[n]) for n in wide.moving}
     numbers, duals = Rounding(torch.float64), Dual()
     try:
         with torch.random.fork_rng(devices=[]), forward_ad.dual_level():

@@ -59,6 +59,10 @@ class Call:
         out = self.function(**values) if self.by_name else self.function(*values.values())
         return tree_leaves(out)
 
+    def copies(self) -> dict[str, Tensor]:
+        """Every tensor among the inputs, copied: a function may write into its own."""
+        return {n: x.detach().clone() for n, x in self.values.items() if isinstance(x, Tensor)}
+
     def constants(self) -> dict[str, Tensor]:
         """The floating inputs that are not differentiated."""
         given = {n: x for n, x in self.values.items() if isinstance(x, Tensor) and n not in self.moving}
@@ -79,15 +83,24 @@ class Recorded:
 
     def gradients(self, cotangents: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
         """Of Σ ⟨dY, Y⟩ by every leaf; None for a leaf that no output depends on."""
-        given = zip(self.outputs, cotangents, strict=True)
-        pairs = [(y, g) for y, g in given if g is not None and y.requires_grad]
-        if not pairs:
-            return dict.fromkeys(self.leaves)
-        outputs, grads = zip(*pairs, strict=True)
-        leaves = list(self.leaves.values())
         with self.values(), plain_kernels():
-            found = torch.autograd.grad(outputs, leaves, grads, retain_graph=True, allow_unused=True)
-        return dict(zip(self.leaves, found, strict=True))
+            return pull_back(self.outputs, self.leaves, cotangents, retain_graph=True)
+
+
+def pull_back(
+    outputs: Sequence[Tensor],
+    leaves: Mapping[str, Tensor],
+    cotangents: Sequence[Tensor | None],
+    **options: bool,
+) -> dict[str, Tensor | None]:
+    """The gradient of Σ ⟨dY, Y⟩, over the outputs that have a cotangent and a history, by every leaf; None for a leaf that none depends on."""
+    given = zip(outputs, cotangents, strict=True)
+    pairs = [(y, g) for y, g in given if g is not None and y.requires_grad]
+    if not pairs:
+        return dict.fromkeys(leaves)
+    ends, grads = zip(*pairs, strict=True)
+    found = torch.autograd.grad(ends, list(leaves.values()), grads, allow_unused=True, **options)
+    return dict(zip(leaves, found, strict=True))
 
 
 def record(
@@ -137,3 +150,9 @@ def plain_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def normal(generator: torch.Generator, like: Tensor, *leading: int) -> Tensor:
+    """Standard normal float64 of the shape of ``like``, drawn on the CPU and put where that is."""
+    drawn = torch.randn((*leading, *like.shape), generator=generator, dtype=torch.float64)
+    return drawn.to(like.device)

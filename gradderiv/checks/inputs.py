@@ -57,9 +57,7 @@ def make_call(function: Callable[..., Any], inputs: Any, names: Sequence[str] | 
         _require_usable(n, x)
     ties = _ties(tensors)
     floating = [n for n, x in tensors.items() if x.dtype.is_floating_point and n not in ties]
-    moving = [n for n in floating if tensors[n].requires_grad] or [
-        n for n in floating if not _is_mask(tensors[n])
-    ]
+    moving = _differentiated({n: tensors[n] for n in floating})
     if not moving:
         raise InputError(
             message(
@@ -94,11 +92,7 @@ def module_call(module: nn.Module, inputs: Any) -> Call:
             return functional_call(module, state, (), values)
         return functional_call(module, state, tuple(values.values()))
 
-    asked = [n for n, x in arguments.items() if isinstance(x, Tensor) and x.requires_grad] or [
-        n
-        for n, x in arguments.items()
-        if isinstance(x, Tensor) and x.dtype.is_floating_point and not _is_mask(x)
-    ]
+    asked = _differentiated({n: x for n, x in arguments.items() if isinstance(x, Tensor)})
     arguments = {
         n: x.detach().requires_grad_(n in asked) if isinstance(x, Tensor) else x for n, x in arguments.items()
     }
@@ -119,6 +113,14 @@ def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[int, str] = {}
     names = {n: first.setdefault(id(x), n) for n, x in tensors.items()}
     return {n: original for n, original in names.items() if n != original}
+
+
+def _differentiated(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The floating ones that require a gradient; where none does, all but masks."""
+    floating = {n: x for n, x in tensors.items() if x.dtype.is_floating_point}
+    return [n for n, x in floating.items() if x.requires_grad] or [
+        n for n, x in floating.items() if not _is_mask(x)
+    ]
 
 
 def _is_mask(x: Tensor) -> bool:
@@ -180,7 +182,7 @@ def seeded_call(call: Call, seed: int) -> tuple[Call, list[Tensor]]:
 
 
 def _outputs(call: Call) -> list[Any]:
-    return call.all({n: x.clone() for n, x in call.values.items() if isinstance(x, Tensor)})
+    return call.all(call.copies())
 
 
 def _cannot_be_called(call: Call, error: Exception) -> InputError:

@@ -6,18 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from gradderiv.checks.compare import Comparison
 from gradderiv.checks.confirm import in_floats, roughly_in_floats
 from gradderiv.checks.exact import Outcome, Pairs
 from gradderiv.checks.report import Record
-from gradderiv.checks.runs import SCALAR, in_field, paired, pairing
+from gradderiv.checks.runs import SCALAR, entries, in_field, paired, pairing
 from gradderiv.checks.witnesses import CannotRun
 from gradderiv.numbers.field import Field
 
 if TYPE_CHECKING:
     from gradderiv.checks.prover import Prover
+
+CASTS = 64  # units in the last place of the narrowest type: what casts in a backward cost
+OTHER_WAY = (
+    "The function may go another way on floats: by the type of its arguments, by an error that it catches, by a comparison that these values decide "
+    "(mask == 0), or by a constant of a narrower type"
+)
 
 
 def locate(
@@ -26,7 +31,7 @@ def locate(
     """A record for every argument of the aims that failed as a whole; outputs without history have no part in it."""
     aims = {aim: [k for k in prover.aims[aim] if k not in loose] for aim in wrong}
     prover.step(f"{order}looking for the place")
-    by_entry = _entries(prover, aims, order)
+    by_entry = _entries(prover, aims)
     shift = [aim for aim in wrong if not bool(found[aim].wrong.any())]
     try:
         floats = in_floats(prover.call, prover.outputs, aims, prover.seed, prover.n_heads)
@@ -41,7 +46,7 @@ def locate(
             if outcome.equal and not everything_fits:
                 records[aim, name] = prover.record(order + aim, name, "tape", "proved", outcome=outcome)
                 continue
-            verdict, detail = _weighed(prover, outcome, seen, unknown, everything_fits, aim in shift)
+            verdict, detail = _weighed(prover, seen, unknown, aim in shift)
             records[aim, name] = prover.record(
                 order + aim, name, "tape", verdict, detail, outcome=outcome, seen=seen
             )
@@ -75,21 +80,7 @@ def withdrawn(prover: Prover, seen: Comparison) -> bool:
     return seen.verdict == "fail" and not seen.max_rel_error <= rounding
 
 
-CASTS = 64  # units in the last place of the narrowest type: what casts in a backward cost
-OTHER_WAY = (
-    "The function may go another way on floats: by the type of its arguments, by an error that it catches, by a comparison that these values decide "
-    "(mask == 0), or by a constant of a narrower type"
-)
-
-
-def _weighed(
-    prover: Prover,
-    outcome: Outcome,
-    seen: Comparison | None,
-    unknown: str,
-    everything_fits: bool,
-    moved: bool,
-) -> tuple[str, str]:
+def _weighed(prover: Prover, seen: Comparison | None, unknown: str, moved: bool) -> tuple[str, str]:
     """Refuted, or inconclusive and why."""
     if seen is not None and seen.verdict == "fail":
         cuts = ", ".join(prover.runs.cuts)
@@ -129,21 +120,14 @@ def _leans_on(prover: Prover) -> str:
     )
 
 
-def _entries(prover: Prover, aims: Mapping[str, Sequence[int]], order: str) -> dict[tuple[str, str], Outcome]:
+def _entries(prover: Prover, aims: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], Outcome]:
     """Entry by entry against reverse mode through the forward alone; else argument by argument against forward mode."""
 
     def by_entry(field: Field) -> Pairs:
         point = prover.runs.point(field)
         _, gradients = prover.runs.backward(field, point, aims)
         wanted = prover.runs.taped(field, point, aims)
-        return {
-            f"{aim}|{name}": (
-                in_field(field, gradients[aim][name], x),
-                in_field(field, wanted[aim][name], x),
-            )
-            for aim in aims
-            for name, x in point.values.items()
-        }
+        return entries(field, point.values, gradients, wanted)
 
     def by_argument(field: Field) -> Pairs:
         point = prover.runs.point(field)
@@ -166,7 +150,7 @@ def _entries(prover: Prover, aims: Mapping[str, Sequence[int]], order: str) -> d
 
 def _hand_written(prover: Prover) -> bool:
     """Whether a hand-written ``autograd.Function`` is in the graph."""
-    inputs = {n: x.clone() for n, x in prover.call.values.items() if isinstance(x, Tensor)}
+    inputs = prover.call.copies()
     for name in prover.call.moving:
         inputs[name].requires_grad_()
     todo = [y.grad_fn for y in prover.call(inputs)]

@@ -10,10 +10,8 @@ from typing import Any
 
 from gradderiv.checks.report import Record, Report
 
-MEANING = (
-    "proved: for these shapes and all real inputs, the backward is the derivative of the forward code, "
-    "unless an accident of the printed probability happened"
-)
+CLAIM = "for these shapes and all real inputs, the backward is the derivative of the forward code"
+MEANING = f"proved: {CLAIM}, unless an accident of the printed probability happened"
 
 
 @dataclass(repr=False)

@@ -77,7 +77,6 @@ class Prover:
         loose: set[int] = set()
 
         def run(field: Field) -> Pairs:
-            self.field = field
             point = self.runs.point(field)
             self.step(f"{order}backward, {field.lanes} primes")
             outputs, gradients = self.runs.backward(field, point, self.aims)

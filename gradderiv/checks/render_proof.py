@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gradderiv.checks.proof import Proof
+from gradderiv.checks.proof import CLAIM, Proof
 from gradderiv.checks.render import (
     INDENT,
     SHOWN,
@@ -26,7 +26,6 @@ MARKS = {
     "refuted": ("✗", "NO", "bold red"),
     "inconclusive": ("?", "?", "yellow"),
 }
-MEANING = "for these shapes and all real inputs, the backward is the derivative of the forward code"
 
 
 def render(proof: Proof, *, color: bool = False, width: int = WIDTH, ascii_only: bool = False) -> str:
@@ -109,7 +108,7 @@ def _verdict(proof: Proof, spell: Spell, width: int) -> Iterator[Text]:
     if proof.draws:
         spent += f", {proof.draws} point{'s' if proof.draws > 1 else ''} drawn again for a zero denominator"
     if proof.verdict == "proved":
-        text = f"{MEANING}, unless an accident of probability ≤ {power_of_two(proof.failure_probability or 0.0)} happened. {spent}"
+        text = f"{CLAIM}, unless an accident of probability ≤ {power_of_two(proof.failure_probability or 0.0)} happened. {spent}"
     elif proof.verdict == "refuted":
         wrong = dict.fromkeys(r.argument for r in proof.failures)
         text = f"the field and float64 agree that this is wrong: {' '.join(wrong)}. {spent}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gradderiv.checks.forward import Call, plain_kernels
+from gradderiv.checks.forward import Call, plain_kernels, pull_back
 from gradderiv.checks.program import BornHere, Cuts, Program, caught, retried
 from gradderiv.numbers.dual import Dual, DualTensor
 from gradderiv.numbers.field import Field
@@ -194,18 +194,8 @@ def _gradients(
     which: Sequence[int],
     cotangents: Sequence[Tensor],
 ) -> dict[str, Tensor | None]:
-    """None for a leaf that no output depends on."""
-    pairs = [(outputs[k], cotangents[k].clone()) for k in which if outputs[k].requires_grad]
-    if not pairs:
-        return dict.fromkeys(leaves)
-    found = torch.autograd.grad(
-        [y for y, _ in pairs],
-        list(leaves.values()),
-        [g for _, g in pairs],
-        retain_graph=True,
-        allow_unused=True,
-    )
-    return dict(zip(leaves, found, strict=True))
+    given = [g.clone() if k in which else None for k, g in enumerate(cotangents)]
+    return pull_back(outputs, leaves, given, retain_graph=True)
 
 
 def pairing(gradients: Mapping[str, Tensor | None], tangents: Mapping[str, Tensor]) -> Tensor | None:
@@ -231,6 +221,20 @@ def in_field(numbers: Field, x: Any, like: Tensor) -> Tensor:
         return x.detach()
     zero = torch.zeros(like.shape, device=numbers.device)
     return numbers.constant(zero if x is None else x.detach(), like.dtype)
+
+
+def entries(
+    numbers: Field,
+    values: Mapping[str, Tensor],
+    found: Mapping[str, Mapping[str, Tensor | None]],
+    wanted: Mapping[str, Mapping[str, Tensor | None]],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """For every aim and argument the gradient that was found and the one that is wanted, as ``aim|argument``."""
+    return {
+        f"{aim}|{name}": (in_field(numbers, found[aim][name], x), in_field(numbers, wanted[aim][name], x))
+        for aim in found
+        for name, x in values.items()
+    }
 
 
 SCALAR = torch.zeros((), dtype=torch.float64)

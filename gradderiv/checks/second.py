@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradderiv.checks.forward import Call
+from gradderiv.checks.forward import Call, normal, pull_back
 
 
 def second_order(
@@ -20,12 +19,7 @@ def second_order(
     An output that has no gradient gets none; an input that is not reached has zeros.
     """
     generator = torch.Generator().manual_seed(seed)
-    cotangents = {
-        f"dY{k}": torch.randn(outputs[k].shape, generator=generator, dtype=torch.float64).to(
-            outputs[k].device, outputs[k].dtype
-        )
-        for k in which
-    }
+    cotangents = {f"dY{k}": normal(generator, outputs[k]).to(outputs[k].dtype) for k in which}
     arguments = list(call.moving)
 
     def gradients(**values: Any) -> list[Tensor]:
@@ -35,19 +29,17 @@ def second_order(
         }
         with torch.enable_grad():
             found = call(live)
-            pairs = [(found[k], values[f"dY{k}"]) for k in which if found[k].requires_grad]
-            grads = torch.autograd.grad(
-                [y for y, _ in pairs],
-                list(live.values()),
-                [g for _, g in pairs],
-                create_graph=True,
-                allow_unused=True,
+            grads = pull_back(
+                found, live, [values.get(f"dY{k}") for k in range(len(found))], create_graph=True
             )
-        return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, live.values(), strict=True)]
+        return [
+            torch.zeros_like(x) if g is None else g
+            for g, x in zip(grads.values(), live.values(), strict=True)
+        ]
 
     values = {n: call.values[n] for n in arguments} | cotangents
     made = Call(
-        gradients, f"the backward of {call.name}", values, tuple(values), by_name=True, spelled=call.spelled
-    )
-    made = dataclasses.replace(made, floating=tuple(range(len(arguments))))
+        gradients, f"the backward of {call.name}", values, tuple(values), by_name=True, spelled=call.spelled,
+        floating=tuple(range(len(arguments))),
+    )  # fmt: skip
     return made, [call.values[n] for n in arguments]

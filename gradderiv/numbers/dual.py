@@ -176,10 +176,6 @@ class Dual(System):
         c = p.system.remembered(p) if isinstance(p, Number) else (p > 0).to(p.dtype)
         return self._wrap({"p": c}, torch.bool)
 
-    def order(self, x: Number) -> Tensor:
-        p: Tensor = x.main
-        return p.system.order(p) if isinstance(p, Number) else p
-
     def place(self, x: Number, dim: int | None, keepdim: bool) -> Tensor:
         p = x.main
         return p.system.place(p, dim, keepdim) if isinstance(p, Number) else p.argmax(dim, keepdim)

@@ -180,6 +180,10 @@ class Lanes(System):
         """f(operand of the lane …, its prime) in every lane."""
         return [f(*lane, p) for *lane, p in zip(*operands, self.primes, strict=True)]
 
+    def vanishing(self, lanes: list[Tensor]) -> Tensor:
+        """Where an entry is zero in every lane."""
+        return torch.stack([t == 0 for t in lanes]).all(0)
+
     def inverse(self, lanes: list[Tensor]) -> list[Tensor]:
         zero = [t == 0 for t in lanes]
         if bool(torch.stack(zero).all(0).any()):

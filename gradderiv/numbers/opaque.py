@@ -89,7 +89,7 @@ class Opaque(Lanes):
             degree = self._with_inverse(x)
         else:
             v = self._values("exp", arguments, record)
-        zero = torch.stack([a == 0 for a in arguments]).all(0)
+        zero = self.vanishing(arguments)
         v = [t.masked_fill_(zero, 1) for t in v]
         if self.has_log(x):
             self._in_base(base)
@@ -122,7 +122,7 @@ class Opaque(Lanes):
     def _logarithm(self, base: str, x: Number) -> Number:
         self._in_base(base)
         v = self.plain(x)
-        zero = torch.stack([t == 0 for t in v]).all(0)
+        zero = self.vanishing(v)
         parts = self.named("v", [torch.zeros_like(t) for t in v])
         parts |= self.named("log", [t.masked_fill(zero, 1) for t in v])
         if bool(zero.any()):  # believed to be structural, and any of the others might have looked like it
@@ -178,7 +178,7 @@ class Opaque(Lanes):
         minus, arguments = self._signed(self.plain(x))
         v = self._values("erf", arguments, x.note.value, odd=True)
         v = self.each(lambda t, p: torch.where(minus, residues.neg(t, p), t), v)
-        zero = torch.stack([a == 0 for a in arguments]).all(0)
+        zero = self.vanishing(arguments)
         return self.wrap(
             self.named("v", [t.masked_fill_(zero, 0) for t in v]), Note(self._variable(x)), x.dtype
         )
@@ -208,7 +208,7 @@ class Opaque(Lanes):
         minus, arguments = self._signed(self.plain(x))
         turned = self.each(lambda a, j, p: (a * j).fmod_(p), arguments, i)
         v = self._values("exp", turned, x.note.value, odd=True)
-        zero = torch.stack([a == 0 for a in arguments]).all(0)
+        zero = self.vanishing(arguments)
         v = [t.masked_fill_(zero, 1) for t in v]
         back = self.inverse(v)
         w = [torch.where(minus, b, a) for a, b in zip(v, back, strict=True)]
@@ -300,7 +300,7 @@ class Opaque(Lanes):
         return hole
 
     def is_zero(self, x: Number) -> Tensor:
-        zero = torch.stack([t == 0 for t in self.plain(x)]).all(0)
+        zero = self.vanishing(self.plain(x))
         if bool(zero.any()):  # believed, as in log
             self.ledger.zeros.append((zero.numel(), x.note.value))
         if self.ledger.gates_of(x.note.value) and not bool(zero.all()):
