@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 from gradderiv._version import __version__
 
 if TYPE_CHECKING:
+    from gradderiv.book.explain import explain
     from gradderiv.checks.check import check
     from gradderiv.checks.proof import Proof
     from gradderiv.checks.prove import prove
     from gradderiv.checks.report import Record, Report
     from gradderiv.checks.verify import verify
 
-__all__ = ["Proof", "Record", "Report", "__version__", "check", "prove", "verify"]
+__all__ = ["Proof", "Record", "Report", "__version__", "check", "explain", "prove", "verify"]
 
 _HOME = {
     "verify": "gradderiv.checks.verify",
     "check": "gradderiv.checks.check",
     "prove": "gradderiv.checks.prove",
+    "explain": "gradderiv.book.explain",
     "Proof": "gradderiv.checks.proof",
     "Report": "gradderiv.checks.report",
     "Record": "gradderiv.checks.report",

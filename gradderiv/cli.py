@@ -10,6 +10,7 @@ import contextlib
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,7 +81,7 @@ def verify(
         dtypes = [getattr(torch, d) for d in _dtypes(dtype)]
         report = run(
             rules or None, oracle or None, problems=problem or None, dtypes=dtypes, device=device, seed=seed,
-            quick=quick, progress=step,
+            quick=quick, progress=step, workers=min(os.cpu_count() or 1, 4),
         )  # fmt: skip
     if json is not None:
         report.to_json(json)
@@ -119,6 +120,14 @@ def show(
 
     charset = "unicode" if _speaks_unicode() else "ascii"
     typer.echo(render(rule, tex=tex, derivation=derivation, symbolic=symbolic, charset=charset))
+
+
+@app.command()
+def options() -> None:
+    """List attention's options in their order, and which of them are verified together."""
+    from gradderiv.checks.coverage import coverage, vocabulary
+
+    _write(f"{vocabulary()}\n\n{coverage()}\n")
 
 
 @app.command()
@@ -187,7 +196,12 @@ def casebook(
     """Real difficulties from public threads, reproduced and explained."""
     from gradderiv.casebook import CASES, tell
 
-    text = tell(name) if name is not None else "\n".join(f"{case:14} {what}" for case, what in CASES.items())
+    width = max(map(len, CASES)) + 2
+    listed = (
+        textwrap.fill(f"{case:{width}}{what}", 79, subsequent_indent=" " * width)
+        for case, what in CASES.items()
+    )
+    text = "\n".join(listed) if name is None else tell(name)
     if not _speaks_unicode():
         from gradderiv.checks.render import ascii_text
 
@@ -213,6 +227,25 @@ def bench_prove(
 
     with _progress("bench prove") as step:
         result = run(seed=seed, quick=quick, large=large, progress=step)
+    _print_figures(result, json)
+
+
+@bench.command("graph")
+def bench_graph(
+    seed: Annotated[int, typer.Option(help="Draws queries, keys and values.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Two lengths, fewer repeats.")] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="Also 8192 tokens: more than 5 GB for the dense form.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="With more than one, the clock counts.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Time and memory of attention on neighbour lists beside dense masked attention."""
+    _require_writable(json)
+    from gradderiv.bench.graph import run
+
+    with _progress("bench graph") as step:
+        result = run(seed=seed, quick=quick, large=large, threads=threads, progress=step)
     _print_figures(result, json)
 
 

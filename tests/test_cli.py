@@ -233,12 +233,19 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_the_work(
 # ---------------------------------------------------------------- pipes and terminals
 
 
+FEW = [
+    word
+    for name in ("linear", "softmax-masked", "attention-options", "cross-masked", "block-cross")
+    for word in ("--problem", name)
+]
+
+
 def test_in_a_pipe_there_is_no_colour_no_progress_and_no_long_line() -> None:
-    done = run("verify", "--quick", "--oracle", "forward", env={"COLUMNS": "300", "TERM": "xterm-256color"})
+    done = run("verify", *FEW, "--oracle", "forward", env={"COLUMNS": "300", "TERM": "xterm-256color"})
     assert (done.returncode, done.stderr) == (0, "")
     assert ESCAPE not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "PASS  14 comparisons hold" in done.stdout
+    assert re.search(r"PASS  \d+ comparisons hold", done.stdout)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
@@ -314,10 +321,10 @@ def test_a_terminal_gets_colour_and_a_progress_line_that_goes_away() -> None:
 
 
 def test_a_narrow_terminal_gets_narrow_lines_and_no_colour_if_it_wants_none() -> None:
-    sent = on_a_terminal("verify", "--quick", "--oracle", "forward", columns=50, NO_COLOR="1")
+    sent = on_a_terminal("verify", *FEW, "--oracle", "forward", columns=50, NO_COLOR="1")
     assert f"{ESCAPE}[1;32m" not in sent
     table = shown(sent)
-    assert "PASS  14 comparisons hold" in "\n".join(table)
+    assert re.search(r"PASS  \d+ comparisons hold", "\n".join(table))
     assert max(len(line) for line in table if "comparisons" in line or "multihead" in line) <= 50
 
 
@@ -327,7 +334,8 @@ def test_a_narrow_terminal_gets_narrow_lines_and_no_colour_if_it_wants_none() ->
 def test_ctrl_c_leaves_the_files_alone(tmp_path: Path) -> None:
     """A real signal in the middle of the work: 130, no traceback, the JSON of the last run untouched."""
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it\n"
         "from gradderiv.checks.oracles import ORACLES\n"
         "from gradderiv.cli import main\n"
         "right = ORACLES['forward']\n"

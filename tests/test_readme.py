@@ -6,11 +6,13 @@ import contextlib
 import io
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gradderiv.cli import main
+from gradderiv.rules import options
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 TIME = re.compile(r"\d+(\.\d+)? s\b")
@@ -18,6 +20,14 @@ TIME = re.compile(r"\d+(\.\d+)? s\b")
 
 def fenced(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+@pytest.fixture(autouse=True)
+def options_as_they_were() -> Iterator[None]:
+    """A session adds an option to the table."""
+    before = list(options.PARTS)
+    yield
+    options.PARTS[:] = before
 
 
 @pytest.mark.parametrize("session", fenced("pycon"), ids=lambda s: s.splitlines()[-1][:40])

@@ -15,6 +15,8 @@ from gradderiv.numbers.spelling import Style, spell
 from gradderiv.numbers.tex import Tex, TexTensor
 
 RULES = "gradderiv.rules"
+# A composed rule keeps its values in dictionaries: how what is under a name there is called.
+STEPS, WIRES = "gradderiv.rules.steps", {"values": "{}", "now": "{}_dot", "d": "d{}", "d_dot": "d{}_dot"}
 
 
 class Step(NamedTuple):
@@ -76,7 +78,7 @@ class Trace:
         return self._line
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
-        values = dict(frame.f_locals)
+        values = self._locals(frame)
         for name, value in values.items():
             self._bundle(name, value)
         matrices = {n: v for n, v in values.items() if isinstance(v, TexTensor)}
@@ -84,6 +86,18 @@ class Trace:
         if frame is self.outermost:
             self._note_second_names(matrices)
         return self._line
+
+    def _locals(self, frame: FrameType) -> dict[str, Any]:
+        """The local variables of a rule; of a composed one its wires, and what each step has saved."""
+        found = dict(frame.f_locals)
+        if frame.f_globals.get("__name__") != STEPS:
+            return found
+        wires = {
+            pattern.format(name): value
+            for dictionary, pattern in WIRES.items()
+            for name, value in found.get(dictionary, {}).items()
+        }
+        return wires | ({f"saved.{found['s'].writes[0]}": found["kept"]} if "kept" in found else {})
 
     def _bundle(self, name: str, value: Any) -> None:
         """Let calls print a NamedTuple by its name."""

@@ -9,6 +9,10 @@ import importlib
 
 CASES = {
     "fused-layout": "a fused QKV matrix read in two layouts (Stack Overflow, «PyTorch Linear operations vary widely after reshaping»)",
+    "llama-attention": "the way back through LlamaAttention, line by line (a Chinese article on modeling_llama.py)",
+    "onnxruntime-14363": "masks of −10000 that add up, and what onnxruntime does now (microsoft/onnxruntime #14363)",
+    "published-derivation": "the closed forms of Say-Hello2y/Transformer-attention (2022), and a check that prints 0 for wrong ones",
+    "pyraformer-15": "attention on neighbour lists: whom a key gets its gradient from (ant-research/Pyraformer #15, in Chinese)",
 }
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from gradderiv.checks.mutants import SUBJECTS, Mutant
+
 if TYPE_CHECKING:
     from gradderiv.checks.kill import Cell, KillTable
 
 WIDTH = 80
+MANY = 12  # mutants, from where on the table is read with the help of headings
 SHORT = {
     "forward": "value", "autograd": "auto", "finite differences": "diff", "dual": "dual", "field": "field",
     "second order": "2nd", "sympy": "sympy", "blockdiag": "block", "identities": "ident",
@@ -37,9 +40,12 @@ def render(table: KillTable, *, verbose: bool, unicode: bool = True) -> str:
     oracles = list(dict.fromkeys(c.oracle for c in table.cells))
     width = max((len(m) for m in table.mutants), default=6) + 1
     lines = [" " * width + "".join(f"{SHORT.get(o, o)[:6]:>6}" for o in oracles)]
+    subjects = {mutants[0].id: subject for subject, mutants in _subjects(table).items()}
     for mutant in table.mutants:
+        lines += ["", subjects[mutant]] if mutant in subjects else []
         cells = [table.cell(mutant, o) for o in oracles]
         lines.append(f"{mutant:<{width}}" + "".join(f"{_sign(c, signs):>6}" for c in cells).rstrip())
+    lines.append("")
     lines.append(
         f"{'killed':<{width}}"
         + "".join(f"{len(table.select(oracle=o, outcome='killed')):>6}" for o in oracles)
@@ -53,6 +59,12 @@ def render(table: KillTable, *, verbose: bool, unicode: bool = True) -> str:
     return text if unicode else text.encode("ascii", "replace").decode()
 
 
+def _subjects(table: KillTable) -> dict[str, list[Mutant]]:
+    """What the mutants of the table are about; nothing where there are too few of them to need it."""
+    found = {s: [m for m in mutants if m.id in table.mutants] for s, mutants in SUBJECTS.items()}
+    return {s: mutants for s, mutants in found.items() if mutants} if len(table.mutants) > MANY else {}
+
+
 def _sign(c: Cell, signs: dict[str, str]) -> str:
     return signs[c.outcome] if c.as_declared else f"({signs[c.outcome].strip() or '-'})"
 
@@ -63,6 +75,8 @@ def _verdict(table: KillTable, oracles: list[str]) -> str:
     killed = sum(m.id in dead for m in wrong)
     text = f"{killed} of {len(wrong)} mutants killed by at least one of {len(oracles)} oracles; "
     text += f"{sum(c.must for c in table.cells)} kills demanded; "
+    alive = [m.id for m in wrong if not m.kills and m.id not in dead]
+    text += f"{', '.join(alive)} beyond all of them, with a reason; " if alive else ""
     text += (
         "as declared."
         if table.as_declared

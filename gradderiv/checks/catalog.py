@@ -11,13 +11,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gradderiv.rules import activation as _activation
+from gradderiv.rules import attend as _attend
 from gradderiv.rules import attention as _attention
 from gradderiv.rules import blockdiag as _blockdiag
+from gradderiv.rules import embedding as _embedding
+from gradderiv.rules import fused as _fused
+from gradderiv.rules import graph as _graph
+from gradderiv.rules import layer_norm as _layer_norm
 from gradderiv.rules import linear as _linear
+from gradderiv.rules import matmul as _matmul
 from gradderiv.rules import multihead as _multihead
+from gradderiv.rules import rms_norm as _rms_norm
+from gradderiv.rules import rope as _rope
 from gradderiv.rules import softmax as _softmax
+from gradderiv.rules import transformer as _transformer
 
 Tensors = Mapping[str, Tensor]
 Options = Mapping[str, Any]
@@ -77,8 +88,57 @@ def _dotted(dots: Tensors) -> dict[str, Tensor]:
     return {f"{name}_dot": t for name, t in dots.items()}
 
 
-def _linear_second(*args: Any, b_dot: Any = None, **dots: Any) -> Any:
-    return _linear.linear_vjp_jvp(*args, **dots)  # no gradient depends on b
+def _embedding_second(
+    dX: Any, saved: Any, dX_dot: Any, *, table_dot: Any = None, positions_dot: Any = None
+) -> Any:
+    return _embedding.embedding_vjp_jvp(dX, saved, dX_dot)  # no gradient depends on the tables
+
+
+def beside(outputs: Any, names: tuple[str, ...]) -> Tensor:
+    """Those outputs of attention beside one another, (..., n_q, d_v + n_k + 1): what the oracles compare is one tensor."""
+    columns = {"O": outputs.O, "weights": outputs.weights, "lse": outputs.lse.unsqueeze(-1)}
+    return torch.cat([columns[name].to(outputs.O.dtype) for name in names], -1)
+
+
+def apart(dY: Tensor, saved: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The cotangent of each, under the name that attend_vjp has for it."""
+    widths = {"O": saved.values["O"].shape[-1], "weights": saved.values["P"].shape[-1], "lse": 1}
+    parts = dict(zip(names, dY.split([widths[name] for name in names], -1), strict=True))
+    return {f"d{name}": d.squeeze(-1) if name == "lse" else d for name, d in parts.items()}
+
+
+def _attended(args: Tensors, options: Options) -> tuple[Any, Any, tuple[str, ...]]:
+    """The outputs that ``options["outputs"]`` names, O alone where it is not there."""
+    rest = {name: value for name, value in options.items() if name != "outputs"}
+    if "fill" in rest:
+        rest["fill"] = rest["fill"]._replace(constant=rest["fill"].constant.to(args["Q"].dtype))
+    attend: Callable[..., Any] = _attend.attend
+    outputs, saved = attend(**args, **rest)
+    return outputs, saved, options.get("outputs", ("O",))
+
+
+def _attend_value(args: Tensors, options: Options) -> Tensor:
+    outputs, _, names = _attended(args, options)
+    return beside(outputs, names)
+
+
+def _attend_gradients(args: Tensors, options: Options, dY: Tensor) -> dict[str, Tensor]:
+    _, saved, names = _attended(args, options)
+    return _named(_attend.attend_vjp(**{"dO": None, **apart(dY, saved, names)}, saved=saved))
+
+
+def _attend_tangent(args: Tensors, options: Options, dots: Tensors) -> Tensor:
+    _, saved, names = _attended(args, options)
+    return beside(_attend.attend_jvp(saved, **_dotted(dots)), names)
+
+
+def _attend_second(
+    args: Tensors, options: Options, dY: Tensor, dY_dot: Tensor, dots: Tensors
+) -> dict[str, Tensor]:
+    _, saved, names = _attended(args, options)
+    d: dict[str, Any] = {"dO": None, **apart(dY, saved, names)}
+    d_dot: dict[str, Any] = {"dO_dot": None, **_dotted(apart(dY_dot, saved, names))}
+    return _named(_attend.attend_vjp_jvp(saved=saved, **d, **d_dot, **_dotted(dots)))
 
 
 def _blockdiag_value(args: Tensors, options: Options) -> Tensor:
@@ -93,7 +153,9 @@ def _blockdiag_gradients(args: Tensors, options: Options, dY: Tensor) -> dict[st
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
-        from_functions("linear", _linear.linear, _linear.linear_jvp, _linear.linear_vjp, _linear_second),
+        from_functions(
+            "linear", _linear.linear, _linear.linear_jvp, _linear.linear_vjp, _linear.linear_vjp_jvp
+        ),
         from_functions(
             "softmax", _softmax.softmax, _softmax.softmax_jvp, _softmax.softmax_vjp, _softmax.softmax_vjp_jvp
         ),
@@ -111,6 +173,30 @@ RULES: dict[str, Rule] = {
             _multihead.multihead_vjp,
             _multihead.multihead_vjp_jvp,
         ),
+        from_functions(
+            "matmul", _matmul.matmul, _matmul.matmul_jvp, _matmul.matmul_vjp, _matmul.matmul_vjp_jvp
+        ),
+        from_functions(
+            "embedding",
+            _embedding.embedding,
+            _embedding.embedding_jvp,
+            _embedding.embedding_vjp,
+            _embedding_second,
+        ),
+        from_functions("rope", *_rope.ROPE),
+        from_functions("rms_norm", *_rms_norm.RMS_NORM),
+        from_functions("layer_norm", *_layer_norm.LAYER_NORM),
+        from_functions("activation", *_activation.ACTIVATION),
+        Rule("attend", _attend_value, _attend_gradients, _attend_tangent, _attend_second),
+        from_functions("fused", _fused.fused, _fused.fused_jvp, _fused.fused_vjp, _fused.fused_vjp_jvp),
+        from_functions(
+            "transformer",
+            _transformer.transformer_layer,
+            _transformer.transformer_layer_jvp,
+            _transformer.transformer_layer_vjp,
+            _transformer.transformer_layer_vjp_jvp,
+        ),
+        from_functions("graph", *_graph.GRAPH),
         Rule("blockdiag", _blockdiag_value, _blockdiag_gradients),
     )
 }

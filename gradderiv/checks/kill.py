@@ -1,4 +1,4 @@
-"""Every wrong-on-purpose layer against every oracle: which check notices which mistake, and is that as it should be.
+"""Every wrong-on-purpose rule against every oracle: which check notices which mistake, and is that as it should be.
 
 A cell is *killed* if a comparison fails, *alive* if none does, *inconclusive* if nothing could be said (an operation without an exact meaning, or
 only vacuous comparisons), *not applicable* if the oracle has nothing to compare there, *not run* where the mutant says so, and an *error* if
@@ -126,7 +126,7 @@ def kill_table(
     *,
     workers: int = 1,
 ) -> KillTable:
-    """Run every mutant against every oracle, and before them the right layer, on every problem that is used.
+    """Run every mutant against every oracle, and before them the right rules, on every problem that is used.
 
     Args:
         mutants: mutants or their names; all of them when None.
@@ -181,20 +181,20 @@ def judge_all(mutant: Mutant, oracles: Iterable[str], seed: int = 0) -> list[Cel
 
 
 def judge(mutant: Mutant, name: str, oracle: Oracle, seed: int = 0) -> Cell:
-    """One mutant under one oracle: on the first of its problems that the oracle can work on; the right layer on all."""
+    """One mutant under one oracle: on the first of its problems that the oracle can work on; the right rule on all."""
     if name in mutant.skips:
         return Cell(mutant.id, name, "not run", False, mutant.reason(name))
     start = time.perf_counter()
-    rule, records, raised = mutant.rule(), list[Record](), None
+    records, raised = list[Record](), None
     tried = []
     try:
         for problem in mutant.asked_on(name):
-            found = oracle(rule, PROBLEMS[problem], seed)
+            found = oracle(mutant.on(PROBLEMS[problem]), PROBLEMS[problem], seed)
             records += found
             tried += [problem] if found else []
             if found and mutant.kind != "right":
                 break
-    except Exception as error:  # whatever a wrong layer raises is an outcome
+    except Exception as error:  # whatever a wrong rule raises is an outcome
         raised = error
     failed = [r for r in records if r.verdict == "fail"]
     return Cell(

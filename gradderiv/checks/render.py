@@ -19,7 +19,9 @@ from gradderiv.checks.report import Record, Report
 WIDTH = 80
 SHOWN = 8  # failures spelled out; the rest is counted
 ARGUMENTS = (
-    "X", "X_kv", "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "Q", "K", "V", "bias", "S", "W", "b",
+    "X", "X_kv", "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "W_QKV", "b_QKV", "Q", "K", "V", "K_cache", "V_cache", "gain_Q", "gain_K",
+    "cos", "sin", "temperature", "slopes", "table", "bias", "sinks", "gain_1", "shift_1", "gain_2", "shift_2", "W_G", "W_U", "W_D", "b_G", "b_U", "b_D",
+    "S", "W", "b", "A", "B", "positions", "gain", "shift",
 )  # fmt: skip
 INDENT = " " * 6
 SINGULAR = {"fail": "fails", "show nothing": "shows nothing", "hold": "holds"}
@@ -86,9 +88,12 @@ def _grid(report: Report, spell: Spell, width: int, ascii_only: bool) -> Iterato
     cells = {place: _cell(records, ascii_only) for place, records in found.items()}
     names = {r: _short(spell(r), width - first - 2) for r in rules}
     columns = {r: max(len(names[r]), *(len(cells[o, r][0]) for o in oracles)) for r in rules}
-    for block in _blocks(columns, width - first):
+    blocks = list(_blocks(columns, width - first))
+    for block in blocks:
         yield Text(" " * first + "".join(f"  {names[r]:>{columns[r]}}" for r in block), style="bold")
         for oracle in oracles:
+            if len(blocks) > 1 and not any(found[oracle, rule] for rule in block):
+                continue
             line = Text(f"{spell(oracle):{first}}")
             for rule in block:
                 shown, style = cells[oracle, rule]

@@ -10,7 +10,6 @@ random; gains and biases too, so that none is one or zero.
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
 import sys
 import textwrap
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import gradderiv
+from gradderiv.checks.models import handed, randomise
 from gradderiv.threads import one_thread
 
 Inputs = dict[str, Any]
@@ -44,14 +44,6 @@ class System:
     name: str
     build: Callable[[], Built]
     note: str = ""
-
-
-def randomise(module: nn.Module) -> None:
-    """Weights of variance 1/fan-in; gains and biases anywhere around their first values."""
-    with torch.no_grad():
-        for weight in module.parameters():
-            noise = torch.randn_like(weight)
-            weight.copy_(noise * weight.shape[-1] ** -0.5 if weight.dim() > 1 else weight + 0.3 * noise)
 
 
 def unknown(*shape: int) -> Tensor:
@@ -126,25 +118,6 @@ def model_of(config: str) -> nn.Module:
     )
     model: nn.Module = AutoModel.from_config(settings)
     return model.eval()
-
-
-def handed(model: nn.Module, part: nn.Module, inputs: Inputs) -> Inputs:
-    """The arguments that ``part`` gets, by name, while ``model`` runs on ``inputs``."""
-    calls: list[tuple[tuple[Any, ...], Inputs]] = []
-    hook = part.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
-    )
-    with torch.no_grad():
-        model(**inputs)
-    hook.remove()
-    args, kwargs = calls[0]
-    signature = inspect.signature(part.forward)
-    given = signature.bind(*args, **kwargs).arguments
-    given |= given.pop("kwargs", {})
-    needed = {name for name, p in signature.parameters.items() if p.default is p.empty}
-    return {
-        name: value for name, value in given.items() if name in needed or isinstance(value, (Tensor, tuple))
-    }
 
 
 def part_of(config: str, path: str, infinite: bool = False, padding: bool = False) -> Built:

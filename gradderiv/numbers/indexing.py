@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradderiv.numbers.number import Number, System
-from gradderiv.numbers.operands import arithmetic, aten, cast, lift, no_meaning
+from gradderiv.numbers.operands import arithmetic, aten, cast, lift, no_meaning, pair
 from gradderiv.numbers.structure import broadcast, number
 
 
@@ -151,6 +151,54 @@ def _embedding_backward(
     return accumulated(system, zeros, positions(zeros.shape).index_select(0, flat[kept].cpu()), rows)
 
 
+def _in_bags(op: Any, mode: int, padding_idx: int, scale_grad_by_freq: bool = False) -> None:
+    if mode != 0 or padding_idx >= 0 or scale_grad_by_freq:
+        raise no_meaning(op, "other than a sum over all that a bag holds")
+
+
+@arithmetic(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+def _embedding_bag(
+    system: System, weight: Any, index: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False, mode: int = 0,
+    sparse: bool = False, per_sample_weights: Any = None, include_last_offset: bool = False, padding_idx: int = -1,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    _in_bags(aten._embedding_bag.default, mode, padding_idx, scale_grad_by_freq)
+    begins = offsets[:-1] if include_last_offset else offsets
+    sizes = torch.diff(begins, append=begins.new_tensor([len(index)]))
+    bags = torch.repeat_interleave(torch.arange(len(begins), device=begins.device), sizes)
+    weight = lift(system, weight, per_sample_weights if isinstance(per_sample_weights, Number) else None)
+    rows = number(weight.index_select(0, index))
+    if per_sample_weights is not None:
+        rows = system.mul(rows, number(lift(system, per_sample_weights, rows).unsqueeze(1)))
+    zeros = torch.zeros(len(begins), weight.shape[1], dtype=weight.dtype, device=weight.device)
+    places = positions(zeros.shape).index_select(0, bags.cpu())
+    return accumulated(system, system.born(zeros, weight), places, rows), bags, sizes, begins.new_empty(0)
+
+
+@arithmetic(aten._embedding_bag_backward.default)
+def _embedding_bag_backward(
+    system: System, g: Any, index: Tensor, offsets: Tensor, bags: Tensor, sizes: Tensor, maxima: Tensor, count: int,
+    scale_grad_by_freq: bool, mode: int, sparse: bool, per_sample_weights: Any = None, padding_idx: int = -1,
+) -> Number:  # fmt: skip
+    _in_bags(aten._embedding_bag_backward.default, mode, padding_idx, scale_grad_by_freq)
+    g = lift(system, g, per_sample_weights if isinstance(per_sample_weights, Number) else None)
+    rows = number(g.index_select(0, bags))
+    if per_sample_weights is not None:
+        rows = system.mul(rows, number(lift(system, per_sample_weights, rows).unsqueeze(1)))
+    zeros = system.born(torch.zeros(int(count), g.shape[1], dtype=g.dtype, device=g.device), g)
+    return accumulated(system, zeros, positions(zeros.shape).index_select(0, index.cpu()), rows)
+
+
+@arithmetic(aten._embedding_bag_per_sample_weights_backward.default)
+def _embedding_bag_of_weights(
+    system: System, g: Any, weight: Any, index: Tensor, offsets: Tensor, bags: Tensor, mode: int, padding_idx: int = -1
+) -> Number:  # fmt: skip
+    _in_bags(aten._embedding_bag_per_sample_weights_backward.default, mode, padding_idx)
+    g, weight = pair(system, g, weight)
+    return system.sum(
+        system.mul(number(g.index_select(0, bags)), number(weight.index_select(0, index))), (1,), False
+    )
+
+
 @arithmetic(aten.unfold_backward.default)
 def _unfold_backward(system: System, g: Number, sizes: Any, dim: int, size: int, step: int) -> Number:
     shape = [int(n) for n in sizes]
@@ -181,6 +229,20 @@ def _pad(system: System, x: Number, pad: Any, value: Any = 0) -> Tensor:
     for axis, (left, right) in zip(range(-1, -len(sides) - 1, -1), sides, strict=True):
         view = view.narrow(axis, max(left, 0), shape[axis] - max(left, 0) - max(right, 0))
     number(view).write(inner)
+    return out
+
+
+@arithmetic(aten.block_diag.default)
+def _block_diag(system: System, tensors: Any) -> Tensor:
+    like = next(x for x in tensors if isinstance(x, Number))
+    blocks = [lift(system, x, like) for x in tensors]
+    blocks = [number(x.reshape(1, -1)) if x.dim() < 2 else x for x in blocks]
+    rows, columns = (sum(x.shape[axis] for x in blocks) for axis in (0, 1))
+    out = system.born(torch.zeros(rows, columns, dtype=like.dtype, device=like.device), like)
+    row = column = 0
+    for x in blocks:
+        number(out.narrow(0, row, x.shape[0]).narrow(1, column, x.shape[1])).write(x)
+        row, column = row + x.shape[0], column + x.shape[1]
     return out
 
 

@@ -2,8 +2,8 @@
 
 Every symbol, every :class:`~gradderiv.numbers.symbols.Exp` and every square root becomes a generator of a polynomial ring over the rationals. An expression
 becomes a numerator over a product of powers of denominators; sums go over the least common multiple of these powers, without
-any factoring. It is zero if and only if the numerator is, modulo generator² = q for each root of q: a proof, since an identity in
-free generators holds for exponentials too. (SymPy's ``together`` and ``expand`` do the same some ten times slower, ``simplify`` a hundred times.)
+any factoring. It is zero if the numerator is, modulo generator² = q for each root of q: a proof, since an identity in free generators
+holds for exponentials too. (And only if, where no root of a polynomial is a polynomial in the others. SymPy's ``together`` and ``expand`` do the same some ten times slower, ``simplify`` a hundred times.)
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ class Rational:
 
     def __init__(self, *expressions: sp.Expr) -> None:
         atoms = set().union(*(_atoms(e) for e in expressions))
-        ordered = sorted(atoms, key=sp.default_sort_key)
+        # Roots of what holds roots stand before these: in the order of the ring every square is the leading term of its relation.
+        ordered = sorted(atoms, key=lambda a: (not a.is_Pow, -sp.count_ops(a), sp.default_sort_key(a)))
         self.ring = PolyRing([f"g{i}" for i in range(max(len(ordered), 1))], sp.QQ)
         self.generators = dict(zip(ordered, self.ring.gens, strict=False))
-        self.roots = [
-            g**2 - int(a.base) for a, g in self.generators.items() if a.is_Pow
-        ]  # of primes: independent
         self.known: dict[sp.Expr, Fraction] = {}
+        self.roots: list[Any] = []
+        self.roots = [self._relation(a, g) for a, g in self.generators.items() if a.is_Pow]
+
+    def _relation(self, root: sp.Expr, generator: Any) -> Any:
+        """generator² − q, of the root of q."""
+        q, denominators = self.fraction(root.base)
+        if denominators:
+            raise ValueError(f"{root} is the root of a quotient")
+        return generator**2 - q
 
     def is_zero(self, difference: sp.Expr) -> bool:
         """Whether the expression vanishes identically."""
@@ -76,6 +83,9 @@ class Rational:
                 top *= prime ** (power // 2) * (self.generators[sp.sqrt(prime)] if power % 2 else 1)
             n, d = self.fraction(sp.Integer(e.base) ** (e.exp - sp.Rational(1, 2)))
             return n * top, d
+        if e.is_Pow and (2 * e.exp).is_Integer:  # likewise, √n a generator of its own
+            n, d = self.fraction(e.base ** (e.exp - sp.Rational(1, 2)))
+            return n * self.generators[sp.sqrt(e.base)], d
         raise ValueError(f"{e} is no rational function of symbols, exponentials and square roots")
 
     def _sum(self, terms: list[Fraction]) -> Fraction:
@@ -102,4 +112,6 @@ def _atoms(e: sp.Expr) -> set[sp.Expr]:
         return {e}
     if e.is_Pow and not e.exp.is_Integer and _is_root(e):
         return {sp.sqrt(prime) for prime, power in sp.factorint(e.base).items() if power % 2}
+    if e.is_Pow and not e.exp.is_Integer and (2 * e.exp).is_Integer:
+        return {sp.sqrt(e.base), *_atoms(e.base)}
     return set().union(*(_atoms(a) for a in e.args))

@@ -140,6 +140,12 @@ class Symbols(System):
     def log(self, x: Number) -> Number:
         return self._map(lambda a: sp.log(a) if a != 0 else -sp.oo, x)
 
+    def sqrt(self, x: Number) -> Number:
+        return self._map(sp.sqrt, x)
+
+    def rsqrt(self, x: Number) -> Number:
+        return self._map(lambda a: 1 / sp.sqrt(a), x)
+
     def amax(self, x: Number, dims: tuple[int, ...], keepdim: bool) -> Number:
         return self._reduce(self._shift, x, dims, keepdim)
 

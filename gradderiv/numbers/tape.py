@@ -20,7 +20,10 @@ from gradderiv.numbers.number import Number, System
 from gradderiv.numbers.operands import aten
 from gradderiv.numbers.structure import VIEWS, view
 
-CUTS = {aten.detach.default: aten.alias.default}
+CUTS = {
+    aten.detach.default: aten.alias.default,
+    aten._embedding_bag_forward_only.default: aten._embedding_bag.default,
+}
 
 
 class Tape(System):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -26,13 +26,24 @@ def rule(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        tensors = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        tensors = _tensors((*args, *kwargs.values()))
         if has_torch_function(tensors):
             return handle_torch_function(call, tensors, *args, **kwargs)
         return function(*args, **kwargs)
 
     call.is_rule = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+def _tensors(arguments: Iterable[Any]) -> tuple[Tensor, ...]:
+    """Those among the arguments, and in a plain tuple of several cotangents."""
+    flat = (x for a in arguments for x in (a if type(a) is tuple else (a,)))
+    return tuple(x for x in flat if isinstance(x, Tensor))
+
+
+def kind(given: Any) -> str:
+    """What came in the place of a tensor or a mask, for the wording of an error: ``list``, ``dtype torch.int64``."""
+    return f"dtype {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
 
 
 def shape(tensor: Tensor) -> str:
@@ -107,22 +118,22 @@ def require_tensors(where: str, **tensors: Tensor | None) -> None:
         )
 
 
-def require_mask(where: str, mask: Tensor | None, scores: tuple[int, ...]) -> None:
-    """Demand a boolean mask (True = may attend) that broadcasts to the scores.
+def require_mask(where: str, mask: Any, scores: tuple[int, ...], *, or_made: bool = False) -> None:
+    """Demand a boolean mask (True = may attend) that broadcasts to the scores; where it may be made, a ``Mask``, which is made to fit.
 
     Raises:
         DtypeError: a mask that is not boolean.
         InputError: a mask that does not broadcast.
     """
-    if mask is None:
+    if mask is None or (or_made and hasattr(mask, "on")):
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise DtypeError(
             message(
                 f"{where} needs a boolean mask, True = may attend",
-                f"dtype {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__,
+                kind(mask),
                 "an additive mask of 0 and -inf, or an attention_mask of 0 and 1",
-                "pass an additive mask as bias=, and 0/1 as mask.bool()",
+                "read an additive mask by gradderiv.rules.masks.read_additive, and pass 0/1 as mask.bool()",
             )
         )
     require_broadcast(where, "mask", mask, scores)

@@ -20,6 +20,7 @@ from gradderiv.rules._inputs import (
     rule,
     shapes,
 )
+from gradderiv.rules._mask import Mask, resolve
 from gradderiv.rules.softmax import (
     SoftmaxSaved,
     softmax,
@@ -59,7 +60,7 @@ def attention(
     V: Tensor,
     *,
     scale: float | None = None,
-    mask: Tensor | None = None,
+    mask: Mask | Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, AttentionSaved]:
     """O = softmax(τ Q Kᵀ + bias) V
@@ -71,7 +72,7 @@ def attention(
         K: (..., n_k, d_k).
         V: (..., n_k, d_v).
         scale: τ, 1/√d_k unless given.
-        mask: boolean, broadcasts to the scores (..., n_q, n_k); True = may attend. A fully masked row gives 0.
+        mask: a Mask, or boolean and broadcasting to the scores (..., n_q, n_k); True = may attend. A fully masked row gives 0.
         bias: broadcasts to the scores; added after scaling.
 
     Returns:
@@ -82,6 +83,7 @@ def attention(
         DtypeError: integers, several dtypes or devices, a mask that is not boolean.
     """
     require_attention(Q, K, V, mask, bias)
+    mask = resolve(mask, (*Q.shape[:-1], K.shape[-2]), Q.device)
     scale = Q.shape[-1] ** -0.5 if scale is None else scale
     S = scale * Q @ K.mT  # ... n_q n_k
     if bias is not None:
@@ -165,7 +167,9 @@ def attention_vjp_jvp(
     return AttentionGradients(dQ_dot, dK_dot, dV_dot, dbias_dot)
 
 
-def require_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
+def require_attention(
+    Q: Tensor, K: Tensor, V: Tensor, mask: Mask | Tensor | None, bias: Tensor | None
+) -> None:
     require_tensors("attention", Q=Q, K=K, V=V, bias=bias)
     asked = "attention needs Q (..., n_q, d_k), K (..., n_k, d_k) and V (..., n_k, d_v)"
     came = shapes(Q=Q, K=K, V=V)
@@ -198,6 +202,6 @@ def require_attention(Q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None, bias
         "K.repeat_interleave(h // h_kv, -3), or K.expand(…)",
     )
     scores = (*Q.shape[:-1], K.shape[-2])
-    require_mask("attention", mask, scores)
+    require_mask("attention", mask, scores, or_made=True)
     if bias is not None:
         require_broadcast("attention", "bias", bias, scores)

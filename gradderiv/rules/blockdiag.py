@@ -40,6 +40,7 @@ from gradderiv.rules._blocks import (
     stack_identity,
 )
 from gradderiv.rules._inputs import require, require_mask, require_tensors, rule, shapes
+from gradderiv.rules._mask import Mask, resolve
 from gradderiv.rules.multihead import require_multihead
 
 
@@ -80,7 +81,7 @@ def blocks(
     b_V: Tensor | None = None,
     b_O: Tensor | None = None,
     scale: float | None = None,
-    mask: Tensor | None = None,
+    mask: Mask | Tensor | None = None,
 ) -> Blocks:
     """S = τ Q 𝓚ᵀ,   E = exp(S − m) ∘ M̃,   P = E ∘ 1/(E 𝓘)
 
@@ -93,6 +94,7 @@ def blocks(
     _require_matrices(X, W_Q, W_K, W_V, W_O, n_heads, X_kv, b_Q, b_K, b_V, b_O, mask)
     source = X if X_kv is None else X_kv
     n_k = source.shape[0]
+    mask = resolve(mask, (X.shape[0], n_k), X.device)
     Q = X @ W_Q if b_Q is None else X @ W_Q + b_Q  # n_q h·d_k
     K = source @ W_K if b_K is None else source @ W_K + b_K  # n_k h·d_k
     V = source @ W_V if b_V is None else source @ W_V + b_V  # n_k h·d_v
@@ -128,7 +130,7 @@ def layer(
     b_V: Tensor | None = None,
     b_O: Tensor | None = None,
     scale: float | None = None,
-    mask: Tensor | None = None,
+    mask: Mask | Tensor | None = None,
 ) -> Tensor:
     """Y = P 𝓥 W_O + b_O
 
@@ -154,7 +156,7 @@ class Gradient(Protocol):
         n_heads: int, X_kv: Tensor | None = None,
         b_Q: Tensor | None = None, b_K: Tensor | None = None,
         b_V: Tensor | None = None, b_O: Tensor | None = None,
-        scale: float | None = None, mask: Tensor | None = None,
+        scale: float | None = None, mask: Mask | Tensor | None = None,
     ) -> Tensor: ...  # fmt: skip
 
 
@@ -167,7 +169,7 @@ def gradient(formula: Callable[[Tensor, Blocks], Tensor]) -> Gradient:
         n_heads: int, X_kv: Tensor | None = None,
         b_Q: Tensor | None = None, b_K: Tensor | None = None,
         b_V: Tensor | None = None, b_O: Tensor | None = None,
-        scale: float | None = None, mask: Tensor | None = None,
+        scale: float | None = None, mask: Mask | Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         B = blocks(
             X, W_Q, W_K, W_V, W_O, n_heads=n_heads, X_kv=X_kv,
@@ -293,7 +295,7 @@ def _require_matrices(
     b_K: Tensor | None,
     b_V: Tensor | None,
     b_O: Tensor | None,
-    mask: Tensor | None,
+    mask: Mask | Tensor | None,
 ) -> None:
     require_tensors("blockdiag", X=X, W_Q=W_Q, W_K=W_K)
     require(
@@ -311,4 +313,5 @@ def _require_matrices(
         "a batch axis; the formulation is stated for one sequence",
         "loop over the batch, or call gradderiv.rules.multihead",
     )
-    require_mask("blockdiag", mask, (X.shape[0], (X if X_kv is None else X_kv).shape[0]))
+    n_k = (X if X_kv is None else X_kv).shape[0]
+    require_mask("blockdiag", mask, (X.shape[0], n_k), or_made=True)

@@ -114,7 +114,7 @@ def fuse(
         DtypeError: integers, several dtypes or devices.
     """
     require_tensors("fuse", W_Q=W_Q, W_K=W_K, W_V=W_V)
-    h_kv = _key_value_heads(layout, n_heads, n_kv_heads)
+    h_kv = key_value_heads(layout, n_heads, n_kv_heads)
     given = Parts(W_Q, W_K, W_V)
     require(
         W_Q.shape[-1] % n_heads == 0 and all(t.shape[-1] % h_kv == 0 for t in (W_K, W_V)),
@@ -156,7 +156,7 @@ def split(
         DtypeError: an integer tensor.
     """
     require_tensors("split", W_QKV=W_QKV)
-    h_kv = _key_value_heads(layout, n_heads, n_kv_heads)
+    h_kv = key_value_heads(layout, n_heads, n_kv_heads)
     N = W_QKV.shape[-1]
     width = N // (n_heads + 2 * h_kv) if d_k is None else d_k
     rest = N - (n_heads + h_kv) * width
@@ -199,7 +199,7 @@ def convert(
     return fuse(*parts, layout=target, n_heads=n_heads, n_kv_heads=n_kv_heads)
 
 
-def _key_value_heads(layout: str, n_heads: int, n_kv_heads: int | None) -> int:
+def key_value_heads(layout: str, n_heads: int, n_kv_heads: int | None) -> int:
     require(
         layout in LAYOUTS,
         f"a layout is one of {', '.join(LAYOUTS)}",

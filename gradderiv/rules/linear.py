@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gradderiv.rules._inputs import require, require_tensors, rule, shapes
+from gradderiv.rules.steps import Operator
 
 
 class LinearSaved(NamedTuple):
@@ -98,17 +99,25 @@ def linear_vjp(dY: Tensor, saved: LinearSaved) -> LinearGradients:
 
 @rule
 def linear_vjp_jvp(
-    dY: Tensor, saved: LinearSaved, dY_dot: Tensor, X_dot: Tensor, W_dot: Tensor
+    dY: Tensor,
+    saved: LinearSaved,
+    dY_dot: Tensor,
+    X_dot: Tensor,
+    W_dot: Tensor,
+    b_dot: Tensor | None = None,
 ) -> LinearGradients:
     """dẊ = dẎ Wᵀ + dY Ẇᵀ,   dẆ = Ẋᵀ dY + Xᵀ dẎ,   dḃ = dẎᵀ 1
 
-    The product rule on :func:`linear_vjp`, line by line.
+    The product rule on :func:`linear_vjp`, line by line. No gradient depends on b.
     """
     X, W, b = saved
     db_dot = None if b is None else rows(dY_dot).sum(0)  # e
     dW_dot = rows(X_dot).mT @ rows(dY) + rows(X).mT @ rows(dY_dot)  # d e
     dX_dot = dY_dot @ W.mT + dY @ W_dot.mT  # ... n d
     return LinearGradients(dX_dot, dW_dot, db_dot)
+
+
+LINEAR = Operator(linear, linear_jvp, linear_vjp, linear_vjp_jvp)
 
 
 def rows(X: Tensor) -> Tensor:

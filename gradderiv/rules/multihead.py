@@ -12,39 +12,17 @@ h_kv < h each key/value head serves h/h_kv query heads in a row (Ainslie et al. 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from gradderiv.rules._inputs import require, require_tensors, rule, shapes
-from gradderiv.rules.attention import (
-    AttentionSaved,
-    attention,
-    attention_jvp,
-    attention_vjp,
-    attention_vjp_jvp,
-)
-from gradderiv.rules.linear import (
-    LinearSaved,
-    linear,
-    linear_jvp,
-    linear_vjp,
-    linear_vjp_jvp,
-)
-
-
-class MultiheadSaved(NamedTuple):
-    """The saved values of the parts, in the order of the forward pass."""
-
-    query: LinearSaved
-    key: LinearSaved
-    value: LinearSaved
-    heads: AttentionSaved
-    output: LinearSaved
-    n_heads: int
-    n_kv_heads: int
-    is_self: bool
+from gradderiv.rules.attend import attention_steps, gradients, require_options, tensors, undotted
+from gradderiv.rules.heads import JOIN_HEADS, SPLIT_HEADS
+from gradderiv.rules.linear import LINEAR
+from gradderiv.rules.masks import Mask
+from gradderiv.rules.steps import Step, Trace, run, run_jvp, run_vjp, run_vjp_jvp, step
 
 
 class MultiheadGradients(NamedTuple):
@@ -64,49 +42,6 @@ class MultiheadGradients(NamedTuple):
 
 
 @rule
-def split_heads(X: Tensor, n_heads: int) -> Tensor:
-    """(..., n, h·d) → (..., h, n, d)
-
-    Head i takes the columns i·d … (i+1)·d.
-    """
-    return X.reshape(*X.shape[:-1], n_heads, -1).transpose(-3, -2)
-
-
-@rule
-def join_heads(X: Tensor) -> Tensor:
-    """(..., h, n, d) → (..., n, h·d)
-
-    The inverse, and the transpose, of :func:`split_heads`.
-    """
-    X = X.transpose(-3, -2)
-    return X.reshape(*X.shape[:-2], -1)
-
-
-@rule
-def repeat_heads(X: Tensor, n_heads: int) -> Tensor:
-    """(..., h_kv, n, d) → (..., h, n, d): [0 0 1 1], not [0 1 0 1]
-
-    Each key/value head serves h/h_kv query heads in a row; Ainslie et al. 2023.
-    """
-    h_kv = X.shape[-3]
-    if h_kv == n_heads:
-        return X
-    copies = X.unsqueeze(-3).expand(*X.shape[:-2], n_heads // h_kv, *X.shape[-2:])
-    return copies.reshape(*X.shape[:-3], n_heads, *X.shape[-2:])
-
-
-@rule
-def sum_heads(X: Tensor, n_kv_heads: int) -> Tensor:
-    """(..., h, n, d) → (..., h_kv, n, d)
-
-    The transpose of :func:`repeat_heads`: what the query heads of a group return adds up.
-    """
-    if X.shape[-3] == n_kv_heads:
-        return X
-    return X.reshape(*X.shape[:-3], n_kv_heads, -1, *X.shape[-2:]).sum(-3)
-
-
-@rule
 def multihead(
     X: Tensor,
     W_Q: Tensor,
@@ -122,9 +57,10 @@ def multihead(
     b_V: Tensor | None = None,
     b_O: Tensor | None = None,
     scale: float | None = None,
-    mask: Tensor | None = None,
+    mask: Mask | Tensor | None = None,
     bias: Tensor | None = None,
-) -> tuple[Tensor, MultiheadSaved]:
+    **options: Any,
+) -> tuple[Tensor, Trace]:
     """Y = concat_i( softmax(τ Q_i K_iᵀ + bias) V_i ) W_O + b_O
 
     Vaswani et al. 2017, §3.2.2.
@@ -137,34 +73,39 @@ def multihead(
         X_kv: (..., n_k, d_kv), the source of keys and values; X when None (self-attention).
         b_Q, b_K, b_V, b_O: biases of the four projections.
         scale: τ, 1/√d_k unless given.
-        mask: boolean, broadcasts to the scores (..., h, n_q, n_k); True = may attend.
+        mask: a Mask or a boolean tensor that broadcasts to the scores (..., h, n_q, n_k); True = may attend.
         bias: broadcasts to the scores; added after scaling.
+        options: those of :mod:`gradderiv.rules.attend`, of each head: ``cos=, sin=``, ``softcap=``, ``sinks=`` …
 
     Returns:
         Y (..., n_q, d_out) and what :func:`multihead_vjp` needs.
 
     Raises:
-        InputError: shapes that do not fit, h that does not divide, empty tensors.
+        InputError: shapes that do not fit, h that does not divide, empty tensors, an unknown option.
         DtypeError: integers, several dtypes or devices, a mask that is not boolean.
     """
     n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
     require_multihead(X, W_Q, W_K, W_V, W_O, n_heads, X_kv, b_Q, b_K, b_V, b_O, bias, n_kv_heads)
-    source = X if X_kv is None else X_kv
-    XW_Q, query = linear(X, W_Q, b_Q)  # ... n_q h·d_k
-    XW_K, key = linear(source, W_K, b_K)  # ... n_k h_kv·d_k
-    XW_V, value = linear(source, W_V, b_V)  # ... n_k h_kv·d_v
-    Q = split_heads(XW_Q, n_heads)  # ... h n_q d_k
-    K = repeat_heads(split_heads(XW_K, n_kv_heads), n_heads)  # ... h n_k d_k
-    V = repeat_heads(split_heads(XW_V, n_kv_heads), n_heads)  # ... h n_k d_v
-    O, heads = attention(Q, K, V, scale=scale, mask=mask, bias=bias)  # ... h n_q d_v
-    C = join_heads(O)  # ... n_q h·d_v
-    Y, output = linear(C, W_O, b_O)  # ... n_q d_out
-    return Y, MultiheadSaved(query, key, value, heads, output, n_heads, n_kv_heads, X_kv is None)
+    source, n_k = ("X", X.shape[-2]) if X_kv is None else ("X_kv", X_kv.shape[-2])
+    options = {"scale": scale, "mask": mask, "bias": bias, **options}
+    steps = [
+        step(LINEAR, "X W_Q b_Q -> XW_Q"),
+        step(LINEAR, f"{source} W_K b_K -> XW_K"),
+        step(LINEAR, f"{source} W_V b_V -> XW_V"),
+        *heads_steps("multihead", X, n_k, n_heads, n_kv_heads, options),
+        step(LINEAR, "C W_O b_O -> Y"),
+    ]
+    given = {
+        "X": X, "W_Q": W_Q, "W_K": W_K, "W_V": W_V, "W_O": W_O,
+        "X_kv": X_kv, "b_Q": b_Q, "b_K": b_K, "b_V": b_V, "b_O": b_O, **tensors(options),
+    }  # fmt: skip
+    trace = run(steps, given)
+    return trace.values["Y"], trace
 
 
 @rule
 def multihead_jvp(
-    saved: MultiheadSaved,
+    saved: Trace,
     X_dot: Tensor,
     W_Q_dot: Tensor,
     W_K_dot: Tensor,
@@ -177,51 +118,33 @@ def multihead_jvp(
     b_V_dot: Tensor | None = None,
     b_O_dot: Tensor | None = None,
     bias_dot: Tensor | None = None,
+    **options_dot: Tensor | None,
 ) -> Tensor:
     """Ẏ = concat_i(Ȯ_i) W_O + concat_i(O_i) Ẇ_O + ḃ_O
 
     The product rule through the parts of :func:`multihead`, first to last.
     """
-    h, h_kv = saved.n_heads, saved.n_kv_heads
-    source_dot = _source_dot(saved, X_dot, X_kv_dot)
-    Q_dot = split_heads(linear_jvp(saved.query, X_dot, W_Q_dot, b_Q_dot), h)  # ... h n_q d_k
-    XW_K_dot = linear_jvp(saved.key, source_dot, W_K_dot, b_K_dot)  # ... n_k h_kv·d_k
-    XW_V_dot = linear_jvp(saved.value, source_dot, W_V_dot, b_V_dot)  # ... n_k h_kv·d_v
-    K_dot = repeat_heads(split_heads(XW_K_dot, h_kv), h)  # ... h n_k d_k
-    V_dot = repeat_heads(split_heads(XW_V_dot, h_kv), h)  # ... h n_k d_v
-    O_dot = attention_jvp(saved.heads, Q_dot, K_dot, V_dot, bias_dot)  # ... h n_q d_v
-    C_dot = join_heads(O_dot)  # ... n_q h·d_v
-    Y_dot = linear_jvp(saved.output, C_dot, W_O_dot, b_O_dot)  # ... n_q d_out
-    return Y_dot
+    dots = {
+        "X": X_dot, "W_Q": W_Q_dot, "W_K": W_K_dot, "W_V": W_V_dot, "W_O": W_O_dot, "X_kv": X_kv_dot,
+        "b_Q": b_Q_dot, "b_K": b_K_dot, "b_V": b_V_dot, "b_O": b_O_dot, "bias": bias_dot, **undotted(options_dot),
+    }  # fmt: skip
+    return run_jvp(saved, dots)["Y"]
 
 
 @rule
-def multihead_vjp(dY: Tensor, saved: MultiheadSaved) -> MultiheadGradients:
+def multihead_vjp(dY: Tensor, saved: Trace) -> MultiheadGradients:
     """dW_O = Cᵀ dY,   dW_Q = Xᵀ dQ,   dW_K = X_kvᵀ dK,   dW_V = X_kvᵀ dV,   dX = dQ W_Qᵀ (+ dK W_Kᵀ + dV W_Vᵀ)
 
-    The parts of :func:`multihead` recited backwards; each is the vjp of its rule.
+    The parts of :func:`multihead` recited backwards; each is the vjp of its rule. In self-attention X is the source of all three paths, and their
+    gradients add up. The gradients of options stand beside the others, under their names.
     """
-    # Y was C W_O + b_O
-    dC, dW_O, db_O = linear_vjp(dY, saved.output)  # ... n_q h·d_v, h·d_v d_out, d_out
-    # C was concat(O_1 … O_h)
-    dO = split_heads(dC, saved.n_heads)  # ... h n_q d_v
-    # O was attention(Q, K, V)
-    dQ, dK, dV, dbias = attention_vjp(dO, saved.heads)
-    # Q, K, V were the heads of X W_Q + b_Q, X_kv W_K + b_K, X_kv W_V + b_V
-    h_kv = saved.n_kv_heads
-    dXW_V = join_heads(sum_heads(dV, h_kv))  # ... n_k h_kv·d_v
-    dXW_K = join_heads(sum_heads(dK, h_kv))  # ... n_k h_kv·d_k
-    dX_V, dW_V, db_V = linear_vjp(dXW_V, saved.value)  # ... n_k d_kv, d_kv h_kv·d_v, h_kv·d_v
-    dX_K, dW_K, db_K = linear_vjp(dXW_K, saved.key)  # ... n_k d_kv, d_kv h_kv·d_k, h_kv·d_k
-    dX_Q, dW_Q, db_Q = linear_vjp(join_heads(dQ), saved.query)  # ... n_q d_model, d_model h·d_k, h·d_k
-    dX, dX_kv = _join_sources(dX_Q, dX_K + dX_V, saved.is_self)
-    return MultiheadGradients(dX, dW_Q, dW_K, dW_V, dW_O, dX_kv, db_Q, db_K, db_V, db_O, dbias)
+    return _every(run_vjp({"Y": dY}, saved))
 
 
 @rule
 def multihead_vjp_jvp(
     dY: Tensor,
-    saved: MultiheadSaved,
+    saved: Trace,
     dY_dot: Tensor,
     X_dot: Tensor,
     W_Q_dot: Tensor,
@@ -235,63 +158,40 @@ def multihead_vjp_jvp(
     b_V_dot: Tensor | None = None,
     b_O_dot: Tensor | None = None,
     bias_dot: Tensor | None = None,
+    **options_dot: Tensor | None,
 ) -> MultiheadGradients:
     """dẆ_O = Ċᵀ dY + Cᵀ dẎ,   dẆ_Q = Ẋᵀ dQ + Xᵀ dQ̇,   …
 
-    The product rule on :func:`multihead_vjp`, line by line: first the tangents of the forward pass.
-    ``b_O_dot`` is accepted for symmetry: no gradient depends on b_O.
+    The product rule on :func:`multihead_vjp`, part by part, beside the tangents of the forward pass.
     """
-    h, h_kv = saved.n_heads, saved.n_kv_heads
-    source_dot = _source_dot(saved, X_dot, X_kv_dot)
-    Q_dot = split_heads(linear_jvp(saved.query, X_dot, W_Q_dot, b_Q_dot), h)  # ... h n_q d_k
-    XW_K_dot = linear_jvp(saved.key, source_dot, W_K_dot, b_K_dot)  # ... n_k h_kv·d_k
-    XW_V_dot = linear_jvp(saved.value, source_dot, W_V_dot, b_V_dot)  # ... n_k h_kv·d_v
-    K_dot = repeat_heads(split_heads(XW_K_dot, h_kv), h)  # ... h n_k d_k
-    V_dot = repeat_heads(split_heads(XW_V_dot, h_kv), h)  # ... h n_k d_v
-    C_dot = join_heads(attention_jvp(saved.heads, Q_dot, K_dot, V_dot, bias_dot))  # ... n_q h·d_v
-    # the gradients that the backward pass hands from part to part
-    dO = split_heads(linear_vjp(dY, saved.output).X, h)  # ... h n_q d_v
-    dQ, dK, dV, _ = attention_vjp(dO, saved.heads)
-    # and their tangents, last part first
-    dC_dot, dW_O_dot, db_O_dot = linear_vjp_jvp(dY, saved.output, dY_dot, C_dot, W_O_dot)
-    dO_dot = split_heads(dC_dot, h)  # ... h n_q d_v
-    dQ_dot, dK_dot, dV_dot, dbias_dot = attention_vjp_jvp(
-        dO, saved.heads, dO_dot, Q_dot, K_dot, V_dot, bias_dot
-    )
-    dX_V_dot, dW_V_dot, db_V_dot = linear_vjp_jvp(
-        join_heads(sum_heads(dV, h_kv)),
-        saved.value,
-        join_heads(sum_heads(dV_dot, h_kv)),
-        source_dot,
-        W_V_dot,
-    )
-    dX_K_dot, dW_K_dot, db_K_dot = linear_vjp_jvp(
-        join_heads(sum_heads(dK, h_kv)),
-        saved.key,
-        join_heads(sum_heads(dK_dot, h_kv)),
-        source_dot,
-        W_K_dot,
-    )
-    dX_Q_dot, dW_Q_dot, db_Q_dot = linear_vjp_jvp(
-        join_heads(dQ), saved.query, join_heads(dQ_dot), X_dot, W_Q_dot
-    )
-    dX_dot, dX_kv_dot = _join_sources(dX_Q_dot, dX_K_dot + dX_V_dot, saved.is_self)
-    return MultiheadGradients(
-        dX_dot, dW_Q_dot, dW_K_dot, dW_V_dot, dW_O_dot,
-        dX_kv_dot, db_Q_dot, db_K_dot, db_V_dot, db_O_dot, dbias_dot,
-    )  # fmt: skip
+    dots = {
+        "X": X_dot, "W_Q": W_Q_dot, "W_K": W_K_dot, "W_V": W_V_dot, "W_O": W_O_dot, "X_kv": X_kv_dot,
+        "b_Q": b_Q_dot, "b_K": b_K_dot, "b_V": b_V_dot, "b_O": b_O_dot, "bias": bias_dot, **undotted(options_dot),
+    }  # fmt: skip
+    return _every(run_vjp_jvp({"Y": dY}, saved, {"Y": dY_dot}, dots))
 
 
-def _source_dot(saved: MultiheadSaved, X_dot: Tensor, X_kv_dot: Tensor | None) -> Tensor:
-    """The tangent of the keys' and values' source: X's own, or that of X_kv, which stands still when None."""
-    if saved.is_self:
-        return X_dot
-    return torch.zeros_like(saved.key.X) if X_kv_dot is None else X_kv_dot
+def heads_steps(
+    where: str, X: Tensor, n_k: int, n_heads: int, n_kv_heads: int, options: Mapping[str, Any]
+) -> list[Step]:
+    """From the projections XW_Q, XW_K, XW_V (..., n, h·d) to C (..., n_q, h·d_v): cut into heads, attend, join."""
+    require_options(where, X, options)
+    scores = (*X.shape[:-2], n_heads, X.shape[-2], n_k)
+    return [
+        step(SPLIT_HEADS, "XW_Q -> Q", n_heads=n_heads),
+        step(SPLIT_HEADS, "XW_K -> K", n_heads=n_kv_heads),
+        step(SPLIT_HEADS, "XW_V -> V", n_heads=n_kv_heads),
+        *attention_steps(scores, n_kv_heads, X.device, options),
+        step(JOIN_HEADS, "O -> C"),
+    ]
 
 
-def _join_sources(dX_Q: Tensor, dX_KV: Tensor, is_self: bool) -> tuple[Tensor, Tensor | None]:
-    """In self-attention X is the source of all three paths, and their gradients add up."""
-    return (dX_Q + dX_KV, None) if is_self else (dX_Q, dX_KV)
+def _every(found: dict[str, Tensor]) -> MultiheadGradients:
+    """None for an argument that was not given."""
+    named: dict[str, Any] = {**dict.fromkeys(MultiheadGradients._fields), **found}
+    plain = len(named) == len(MultiheadGradients._fields)
+    every: MultiheadGradients = MultiheadGradients(**named) if plain else gradients(named)
+    return every
 
 
 def require_multihead(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradderiv.rules._inputs import require_mask, require_tensors, rule
+from gradderiv.rules._mask import Mask, resolve
 
 
 class SoftmaxSaved(NamedTuple):
@@ -29,14 +30,14 @@ class SoftmaxGradients(NamedTuple):
 
 
 @rule
-def softmax(S: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, SoftmaxSaved]:
+def softmax(S: Tensor, *, mask: Mask | Tensor | None = None) -> tuple[Tensor, SoftmaxSaved]:
     """P_ij = M_ij exp S_ij / Σ_k M_ik exp S_ik
 
     Vaswani et al. 2017, §3.2.1; the row that may attend to nothing is 0 by definition.
 
     Args:
         S: (..., n_q, n_k), the scores.
-        mask: boolean, broadcasts to S; True = may attend.
+        mask: a Mask, or boolean and broadcasting to S; True = may attend.
 
     Returns:
         P (..., n_q, n_k) and what :func:`softmax_vjp` needs.
@@ -46,7 +47,8 @@ def softmax(S: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, SoftmaxSa
         DtypeError: integers; a mask that is not boolean.
     """
     require_tensors("softmax", S=S)
-    require_mask("softmax", mask, tuple(S.shape))
+    require_mask("softmax", mask, tuple(S.shape), or_made=True)
+    mask = resolve(mask, S.shape, S.device)
     if mask is None:
         P = torch.softmax(S, dim=-1)  # ... n_q n_k
     else:

@@ -97,10 +97,10 @@ def test_only_what_a_gradient_needs_is_shown() -> None:
 
 def test_a_formula_is_taken_from_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     def join_heads(X):  # type: ignore[no-untyped-def]
-        return -X.transpose(-3, -2).flatten(-2)
+        return -X.transpose(-3, -2).flatten(-2), (X.shape, {})
 
-    monkeypatch.setattr(multihead, "join_heads", join_heads)
-    assert "  C    = −reshape(transpose(O, −3, −2), [3, 102])" in show("multihead")
+    monkeypatch.setattr(multihead, "JOIN_HEADS", multihead.JOIN_HEADS._replace(f=join_heads))
+    assert "  C      = −reshape(transpose(O, −3, −2), [3, 102])" in show("multihead")
 
 
 def test_the_explicit_entry() -> None:

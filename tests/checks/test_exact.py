@@ -63,7 +63,7 @@ SPOILT = {
     "transposed head": (lambda g, s: g._replace(W_V=g.W_V.flip(1)), {"W_V"}, ""),
     "factor": (lambda g, s: g._replace(W_K=g.W_K * 0.5), {"W_K"}, "1/2"),
     "sign": (lambda g, s: g._replace(W_O=-g.W_O), {"W_O"}, "-1"),
-    "scale twice": (lambda g, s: g._replace(W_Q=g.W_Q * s.heads.scale), {"W_Q"}, "1/2"),
+    "scale twice": (lambda g, s: g._replace(W_Q=g.W_Q * 0.5), {"W_Q"}, "1/2"),
     "zero": (lambda g, s: g._replace(X=g.X * 0), {"X"}, "0"),
     "one entry by a billionth": (
         lambda g, s: g._replace(X=g.X + 1e-9 * (torch.arange(15).reshape(3, 5) == 7).double()),

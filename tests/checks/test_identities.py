@@ -16,7 +16,9 @@ from gradderiv.checks.identities import IDENTITIES, Case, aliasing
 from gradderiv.checks.problems import PROBLEMS, Problem
 
 LAYERS = ("self", "cross-masked", "grouped", "scale-bias", "h-equals-n", "one-token", "causal-batch")
-OTHERS = ("linear", "softmax-masked", "attention-options", "attention-one-key")
+SYSTEMS = ("llama", "qwen-3", "gpt-oss", "decode", "fused-gpt-neox")
+OTHERS = ("linear", "softmax-masked", "attention-options", "attention-one-key", "rope-half", "rms-norm-heads", "attend-softcap",
+          "attend-sinks", "attend-outputs", "attend-decode", "attend-fill-add")  # fmt: skip
 
 
 def outcomes(identity: str, problem: str | Problem, rule: Rule | None = None) -> dict[str, Outcome]:
@@ -45,7 +47,18 @@ def wrong(rule: str, change: Callable[[Gradients, Mapping[str, Tensor], Tensor],
 # ---------------------------------------------------------------- they hold
 
 
-@pytest.mark.parametrize("problem", LAYERS + OTHERS)
+WHOLE = (
+    "layer-norm",
+    "llama-layer",
+    "gemma-layer",
+    "gpt-2-layer",
+    "gpt-neox-layer",
+    "bert-layer",
+    "vaswani-layer",
+)
+
+
+@pytest.mark.parametrize("problem", LAYERS + SYSTEMS + OTHERS + WHOLE)
 def test_the_right_rules_satisfy_every_identity(problem: str) -> None:
     for identity in IDENTITIES:
         for name, outcome in outcomes(identity, problem).items():
@@ -77,6 +90,24 @@ CROSS = SELF | {"⟨dX_kv, X_kv⟩"}
         ("scale-bias", {"rowsum(dbias) = 0"}, CROSS, True, True),
         ("one-token", set(), CROSS, False, True),  # one head
         ("causal-batch", {"db_K = 0"}, SELF, True, True),
+        ("llama", set(), SELF, False, False),
+        (
+            "qwen-3",
+            set(),
+            SELF - {"⟨dW_Q, W_Q⟩ = ⟨dW_K, W_K⟩"},
+            False,
+            False,
+        ),  # a norm does not see the length of a key
+        (
+            "gpt-oss",
+            set(),
+            SELF,
+            False,
+            False,
+        ),  # keys shifted by b_K are rotated, and a sink beside them is not
+        ("decode", set(), {"⟨dX, X⟩"}, False, False),  # of the cache there is no W_K
+        ("attend-softcap", {"rowsum(dbias) = 0"}, set(), False, False),
+        ("attend-outputs", set(), set(), False, False),  # lse moves with a shift of the scores
     ],
 )
 def test_an_identity_is_asked_for_where_it_is_true(
@@ -114,7 +145,12 @@ def test_a_mask_and_a_bias_for_each_head_turn_with_the_heads() -> None:
     problem = replace(plain, shapes=shapes, options={**plain.options, "mask": mask})
     for identity in IDENTITIES:
         found = outcomes(identity, problem)
-        assert found
+        others = (
+            "scaled scores",
+            "norms",
+            "whole layers",
+        )  # of attention with options, of LayerNorm, of a layer with both
+        assert bool(found) == (identity not in others)
         assert all(o.equal for o in found.values())
 
 
@@ -169,6 +205,17 @@ VIOLATIONS = [
     ("tokens", "scale-bias", lambda g, a, dY: {"X": g["X"] + g["X"][:1]}, {"tokens reversed, X"}),
     ("tokens", "self", lambda g, a, dY: {"W_V": g["W_V"] + a["X"][0].unsqueeze(-1)}, {"tokens reversed, W_V"}),
     ("tokens", "cross-masked", lambda g, a, dY: {"X": g["X"] + g["X"][:1]}, {"tokens reversed, X"}),
+    ("scaled scores", "attend-grouped", scaled("K", 2), {"⟨dQ, Q⟩ = ⟨dK, K⟩"}),
+    ("scaled scores", "attend-temperature", scaled("temperature", -1), {"⟨dtemperature, temperature⟩"}),
+    ("scaled scores", "pairs-01", scaled("sinks", 2), {"Σ dbias + dsinks = 0"}),
+    ("scaled scores", "attend-qk-norm", scaled("gain_Q", 2), {"⟨dgain_Q, gain_Q⟩ = ⟨dgain_K, gain_K⟩"}),
+    ("norms", "layer-norm", shifted("X"), {"rowsum(dX) = 0"}),
+    ("whole layers", "llama-layer", scaled("W_V", 2), {"⟨dW_V, W_V⟩ = ⟨dW_O, W_O⟩", "⟨dγ_1, γ_1⟩"}),
+    ("whole layers", "llama-layer", scaled("W_U", 2), {"⟨dW_U, W_U⟩ = ⟨dW_D, W_D⟩", "⟨dγ_2, γ_2⟩"}),
+    ("whole layers", "gemma-layer", scaled("gain_1", 2), {"⟨dγ_1, γ_1⟩"}),
+    ("whole layers", "gpt-neox-layer", scaled("shift_2", 2), {"⟨dγ_2, γ_2⟩"}),
+    ("whole layers", "vaswani-layer", scaled("W_D", -1), {"⟨dW_U, W_U⟩ = ⟨dW_D, W_D⟩"}),
+    ("whole layers", "bert-layer", scaled("b_Q", 2), {"⟨dW_Q, W_Q⟩ = ⟨dW_K, W_K⟩"}),
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from gradderiv.checks.catalog import RULES
 from gradderiv.checks.oracles import against_autograd, field, identity
 from gradderiv.checks.problems import PROBLEMS, Problem, causal, elements
 from gradderiv.checks.reference import TEXTBOOK
-from gradderiv.rules import attention, linear, multihead, softmax  # noqa: F401
+from gradderiv.rules import attention, multihead, options, softmax  # noqa: F401
 
 F64 = torch.float64
 FLOATS = [n for n, p in PROBLEMS.items() if p.rule != "blockdiag"]
@@ -46,7 +47,7 @@ def probabilities(p: Problem, seed: int = 0) -> torch.Tensor:
     if p.rule == "softmax":
         return softmax.softmax(**args, **p.options)[0]
     saved = RULES[p.rule] and getattr(getattr(rules, p.rule), p.rule)(**args, **p.options)[1]
-    return saved.P if p.rule == "attention" else saved.heads.P
+    return saved.P if p.rule == "attention" else saved.values["P"]
 
 
 # ---------------------------------------------------------------- how real mistakes got past real tests
@@ -136,6 +137,30 @@ def saturates(p: Problem) -> bool:
     )
 
 
+def a_tail(p: Problem) -> bool:
+    return 0 < p.shapes["cos"][-1] < p.shapes["X"][-1]
+
+
+def every_output(p: Problem) -> bool:
+    return set(p.options.get("outputs", ())) == {"O", "weights", "lse"}
+
+
+def heads_that_share(p: Problem) -> bool:
+    h, h_kv = p.shapes["Q"][-3], p.shapes["K"][-3]
+    return 1 < h_kv < h and h // h_kv != h_kv
+
+
+def broadcast_on_both_sides(p: Problem) -> bool:
+    """Over heads and over queries, and not over the batch."""
+    *scores, n_k = (*p.shapes["Q"][:-1], p.shapes["K"][-2])
+    full = zip((*scores, n_k), p.shapes["bias"], strict=True)
+    return [a != b for a, b in full] == [False, True, True, False]
+
+
+def fewer_queries_than_keys(p: Problem) -> bool:
+    return p.shapes["Q"][-2] < p.shapes["K"][-2] and bool({"slopes", "table"} & p.shapes.keys())
+
+
 #: a real case, the problem that has learned from it, and what that problem must be
 LESSONS: list[tuple[str, str, Callable[[Problem], bool]]] = [
     ("loss was .sum(): apex #1750 wrote ones", "scaled-loss", never_a_constant_cotangent),
@@ -158,6 +183,12 @@ LESSONS: list[tuple[str, str, Callable[[Problem], bool]]] = [
     ("atol hid everything at small init: gradcheck", "gpt2-init", small_weights),
     ("exact zeros raise false alarms (db_K)", "self", known_zeros),
     ("exact zeros raise false alarms (db_K)", "attention-one-key", known_zeros),
+    ("sin tables with equal halves hid Paddle #74716", "rope-half", unstructured_inputs),
+    ("a gradient for the columns that do not turn: apex #1750", "rope-half", a_tail),
+    ("one of two outputs got no cotangent: quack #53", "attend-outputs", every_output),
+    ("MHA or MQA only hid the head map: onnx #7274", "attend-grouped", heads_that_share),
+    ("the bias summed over the wrong axes", "attend-bias", broadcast_on_both_sides),
+    ("n_q = n_k hid where the last query stands", "attend-alibi", fewer_queries_than_keys),
     ("at weight scale 30 a softmax saturates and dW_Q is all zero", "saturated", saturates),
 ]
 
@@ -183,6 +214,11 @@ def test_a_real_mistake_has_its_problem(case: str, problem: str, holds: Callable
         (small_weights, "self"),
         (known_zeros, "h-equals-n"),
         (saturates, "peaked"),
+        (a_tail, "rope-interleaved"),
+        (every_output, "attend-lse"),
+        (heads_that_share, "attend-multi-query"),
+        (broadcast_on_both_sides, "attend-softcap"),
+        (fewer_queries_than_keys, "attend-temperature"),
     ],
 )
 def test_the_properties_are_not_those_of_any_problem(holds: Callable[[Problem], bool], tame: str) -> None:
@@ -212,14 +248,33 @@ def test_every_rule_has_a_problem_for_every_number() -> None:
         assert {p.tiny for p in PROBLEMS.values() if p.rule == rule} == {True, False}
 
 
-@pytest.mark.parametrize("rule", ["linear", "softmax", "attention", "multihead"])
+#: where the function has another name than its module
+FUNCTIONS = {"activation": "activate", "graph": "graph_attention", "transformer": "transformer_layer"}
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if r != "blockdiag"])
 def test_every_argument_of_every_rule_is_met_and_left_out(rule: str) -> None:
-    parameters = inspect.signature(getattr(getattr(rules, rule), rule)).parameters.values()
+    module = importlib.import_module(f"gradderiv.rules.{rule}")
+    function = getattr(module, FUNCTIONS.get(rule, rule))
+    parameters = inspect.signature(function).parameters.values()
     rows = [p for p in PROBLEMS.values() if p.rule == rule]
     for parameter in parameters:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
         given = [parameter.name in {**p.shapes, **p.options} for p in rows]
         assert any(given), parameter.name
         assert parameter.default is inspect.Parameter.empty or not all(given), parameter.name
+
+
+def test_every_option_of_the_table_is_met_and_left_out() -> None:
+    """By attention, and by a layer those that systems build layers with."""
+    rows = [p for p in PROBLEMS.values() if p.rule == "attend"]
+    for name in (*options.variables(), *options.constants()):
+        given = [name in {**p.shapes, **p.options} for p in rows]
+        assert any(given), name
+        assert not all(given), name
+    built = {name for p in PROBLEMS.values() if p.rule == "multihead" for name in {**p.shapes, **p.options}}
+    assert built >= {"gain_Q", "cos", "K_cache", "softcap", "table", "sinks", "softmax_dtype", "eps", "scale"}
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -247,8 +302,28 @@ def test_a_fully_masked_row_is_met() -> None:
     empty = {
         p.rule for p in PROBLEMS.values() if "mask" in p.options and not bool(p.options["mask"].any(-1).all())
     }
-    assert empty == {"softmax", "attention", "multihead", "blockdiag"}
+    assert empty == {"softmax", "attention", "attend", "multihead", "blockdiag"}
     assert causal(3).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+def test_products_meet_every_form_and_broadcasting_on_both_sides() -> None:
+    shapes = [tuple(p.shapes.values()) for p in PROBLEMS.values() if p.rule == "matmul"]
+    axes = {tuple(min(len(s), 3) for s in pair) for pair in shapes}
+    assert axes >= {(1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (2, 3), (3, 2), (3, 3)}
+    repeated = [
+        [any(a == 1 < b for a, b in zip(s[:-2], t[:-2], strict=False)) for s, t in ((A, B), (B, A))]
+        for A, B in shapes
+        if len(A) == len(B) > 2
+    ]
+    assert [True, True] in repeated  # axes of size 1 on both sides of one product
+
+
+def test_embeddings_repeat_tokens_and_leave_some_out() -> None:
+    for p in (p for p in PROBLEMS.values() if p.rule == "embedding"):
+        counts = torch.bincount(p.options["tokens"].flatten(), minlength=p.shapes["table"][0])
+        assert int(counts.max()) > 1
+        assert int(counts.min()) == 0
+        assert counts[counts > 0].unique().numel() > 1  # and not all equally often
 
 
 # ---------------------------------------------------------------- drawing

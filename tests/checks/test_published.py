@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
 from gradderiv.checks import published
 from gradderiv.checks.published import (
-    EPSILON,
     WEIGHTS,
     draw,
-    epsilon_on_probabilities,
-    equal_tokens_hide_a_transpose,
-    explain_published,
     printed_check,
     printed_W_Q,
     published_case,
-    what_the_check_sees,
 )
 from gradderiv.rules import blockdiag
 
@@ -51,43 +44,12 @@ def test_a_wrong_closed_form_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {r.argument for r in published_case() if r.verdict == "fail"} == {"W_V"}
 
 
-def test_the_printed_check_sees_only_errors_of_one_and_more() -> None:
-    seen = {s.formula: s for s in what_the_check_sees(draw())}
-    for wrong in ("without the row sum", "zero", "the opposite sign"):
-        assert seen[wrong].passes
-        assert seen[wrong].relative > 0.5
-    assert seen["as printed"].relative < 1e-12
-    right = draw().autograd["W_Q"]
-    assert not printed_check(right + 1.5, right)
-    assert printed_check(right + 0.5, right)
-
-
-def test_epsilon_is_harmless_near_zero_and_not_near_minus_34() -> None:
-    change, row = epsilon_on_probabilities(at=0.0)
-    assert change < 2 * EPSILON
-    change, row = epsilon_on_probabilities(at=-34.0)
-    assert 0.05 < change < 0.3
-    assert row < 0.9
-
-
-def test_equal_tokens_hide_what_random_tokens_show() -> None:
-    usual, equal = equal_tokens_hide_a_transpose(draw())
-    assert equal < 1e-12
-    assert usual > 1e-3
-
-
 def test_autograd_leaves_the_case_as_it_is() -> None:
     case = draw()
     assert not any(x.requires_grad for x in case.args.values())
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_the_account_is_80_columns_and_its_numbers_are_computed(seed: int) -> None:
-    text = explain_published(seed)
-    assert max(map(len, text.splitlines())) <= 80
-    text = re.sub(r"\s+", " ", text)
-    assert "Say-Hello2y/Transformer-attention, 2022" in text
-    change, row = epsilon_on_probabilities(seed)
-    assert f"off by up to {change:.2f}" in text
-    assert f"a row sums to {row:.2f}" in text
-    assert explain_published(seed) != explain_published(seed + 1)
+def test_the_printed_check_sees_only_errors_of_one_and_more() -> None:
+    right = draw().autograd["W_Q"]
+    assert not printed_check(right + 1.5, right)
+    assert printed_check(right + 0.5, right)

@@ -115,8 +115,8 @@ def test_where_nothing_applies_nothing_is_shown(asked: dict[str, Any]) -> None:
 def test_a_case_replays_under_the_rule_it_is_for() -> None:
     (command,) = {r.replay for r in verify("blockdiag", "published", seed=3).records}
     assert command == "gradderiv verify blockdiag --oracle published --seed 3"
-    assert set(CASES) == {"full size", "torch layer", "published"}
-    assert {rule for rule, _ in CASES.values()} <= set(RULES)
+    assert set(CASES) == {"full size", "torch layer", "published", "transformers"}
+    assert {rule for cases in CASES.values() for rule in cases} <= set(RULES)
 
 
 @pytest.mark.parametrize(

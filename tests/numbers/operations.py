@@ -11,6 +11,11 @@ aten = torch.ops.aten
 MASK = torch.tensor([[True, False, True], [False, True, True]])
 LATER, EARLIER = torch.tensor([3, 1]), torch.tensor([1, 0])
 ROWS, COLUMN = torch.tensor([1, 0, 1, 1]), torch.tensor([[2, 0], [1, 1]])
+BAGS = torch.tensor([0, 3, 3])  # the second holds nothing
+EIGHTHS = (
+    torch.tensor([[1.0, -3.0, 2.0, 7.0], [5.0, 0.0, -1.0, 4.0], [2.0, 6.0, -7.0, 3.0]], dtype=torch.float64)
+    / 8
+)
 
 
 def _with_one_seed(f):
@@ -131,6 +136,9 @@ EXACT_IN_FLOAT64 = {
     "cumsum of a scalar": (lambda x: x.cumsum(0), [()]),
     "pad": (lambda x: aten.constant_pad_nd.default(x, [1, 2, 0, 1], 0.5), [(2, 3)]),
     "pad and crop": (lambda x: aten.constant_pad_nd.default(x, [-1, 2, 1, -1]), [(3, 4)]),
+    "block_diag": (torch.block_diag, [(2, 3), (1, 2)]),
+    "block_diag of a row and a number": (torch.block_diag, [(3,), (), (2, 1)]),
+    "block_diag with constants": (lambda x: torch.block_diag(torch.ones(1, 2), x), [(2, 3)]),
     "slice_scatter": (lambda x, y: aten.slice_scatter.default(x, y, 1, 1, 4, 2), [(2, 5), (2, 2)]),
     "select_scatter": (lambda x, y: aten.select_scatter.default(x, y, 1, -1), [(2, 3), (2,)]),
     "index_put": (lambda x, y: aten.index_put.default(x, [None, LATER], y), [(2, 4), (2, 2)]),
@@ -150,6 +158,26 @@ EXACT_IN_FLOAT64 = {
     "scatter_add": (lambda x, y: aten.scatter_add.default(x, 1, COLUMN, y), [(2, 3), (2, 2)]),
     "scatter_add_": (lambda x, y: x.clone().scatter_add_(0, COLUMN, y), [(3, 3), (2, 2)]),
     "embedding": (lambda w: aten.embedding.default(w, COLUMN), [(3, 4)]),
+    "embedding bag": (lambda w: aten._embedding_bag.default(w, ROWS, BAGS, per_sample_weights=EIGHTHS[0])[0], [(3, 4)]),
+    "embedding bag, last offset": (
+        lambda w: aten._embedding_bag.default(w, ROWS, torch.tensor([0, 1, 4]), include_last_offset=True)[0], [(3, 4)],
+    ),
+    "embedding bag without gradient": (lambda w: aten._embedding_bag_forward_only.default(w, ROWS, BAGS)[0], [(3, 4)]),
+    "embedding bag of its weights": (
+        lambda s: torch.nn.functional.embedding_bag(ROWS, EIGHTHS, BAGS, mode="sum", per_sample_weights=s), [(4,)],
+    ),
+    "embedding bag backward": (
+        lambda g: aten._embedding_bag_backward.default(
+            g, ROWS, BAGS, torch.tensor([0, 0, 0, 2]), torch.tensor([3, 0, 1]), BAGS[:0], 3, False, 0, False, EIGHTHS[1]
+        ),
+        [(3, 4)],
+    ),
+    "embedding bag backward, of its weights": (
+        lambda g: aten._embedding_bag_per_sample_weights_backward.default(
+            g, EIGHTHS, ROWS, BAGS, torch.tensor([0, 0, 0, 2]), 0
+        ),
+        [(3, 4)],
+    ),
     "embedding backward": (
         lambda g: aten.embedding_dense_backward.default(g, COLUMN, 4, 2, False),
         [(2, 2, 3)],

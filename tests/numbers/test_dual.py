@@ -30,6 +30,8 @@ CASES = {
 }
 NO_FORWARD_MODE = {  # torch itself has no forward derivative of these: the primal alone is compared
     "_reshape_alias", "slice_backward", "select_backward", "diagonal_backward", "copy", "lift_fresh",
+    "embedding bag", "embedding bag, last offset", "embedding bag without gradient", "embedding bag of its weights",
+    "embedding bag backward", "embedding bag backward, of its weights",
 }  # fmt: skip
 DETACHES = {"detach", "detached alias"}  # the tangent goes on, and torch's does not
 

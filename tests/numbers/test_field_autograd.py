@@ -29,6 +29,7 @@ NOT_DIFFERENTIABLE = {
     "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "detach", "power 0", "zero_", "fill_", "fill_ tensor",
     "addmm beta 0", "_reshape_alias", "lift_fresh", "sub_ of itself", "slice_backward", "select_backward", "copy",
     "_unsafe_index_put", "unbound rows", "results are fresh",  # torch itself refuses
+    "embedding bag without gradient", "embedding bag backward", "embedding bag backward, of its weights",
 }  # fmt: skip
 
 

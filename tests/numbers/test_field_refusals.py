@@ -11,6 +11,7 @@ from fractions import Fraction
 import pytest
 import torch
 from exact_reference import assert_is, lanes_of, same
+from torch.nn import functional
 
 from gradderiv.errors import GradderivError, NoExactMeaning
 from gradderiv.numbers.field import Field
@@ -18,6 +19,7 @@ from gradderiv.numbers.lanes import DrawAgain
 
 FIELD = Field(seed=2, lanes=2)
 X, Y = FIELD.random(4), FIELD.random(4)
+BAG = torch.tensor([[0, 1]])
 
 REFUSED = [
     ("aten.any", lambda: (X > 0).any()),
@@ -84,6 +86,14 @@ REFUSED = [
     (
         "aten.embedding_dense_backward.default with scale_grad_by_freq",
         lambda: torch.ops.aten.embedding_dense_backward(Y[:, None], torch.arange(4), 4, -1, True),
+    ),
+    (
+        "aten._embedding_bag.default other than a sum",
+        lambda: functional.embedding_bag(BAG, Y[:, None], mode="mean"),
+    ),
+    (
+        "aten._embedding_bag.default other than a sum",
+        lambda: functional.embedding_bag(BAG, Y[:, None], mode="max"),
     ),
 ]
 

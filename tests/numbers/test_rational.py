@@ -13,6 +13,7 @@ from gradderiv.numbers.symbols import Exp
 
 x, y, z = sp.symbols("x y z", real=True)
 E, F = Exp(x), Exp(y)
+R = sp.sqrt(x**2 + y**2)
 
 
 def is_zero(e):
@@ -37,6 +38,11 @@ TRUE = {
     "a root to the third": sp.sqrt(3) ** 3 * x - 3 * sp.sqrt(3) * x,
     "the golden ratio": ((1 + sp.sqrt(5)) / 2) ** 2 - (1 + sp.sqrt(5)) / 2 - 1,
     "a rationalised denominator": 1 / (1 + sp.sqrt(2)) - (sp.sqrt(2) - 1),
+    "a unit row": (x / R) ** 2 + (y / R) ** 2 - 1,
+    "the Jacobian of a unit row": (x / R).diff(x) - (1 - x**2 / R**2) / R,
+    "a rationalised root": 1 / (R - x) - (R + x) / y**2,
+    "a root within a root": (sp.sqrt(1 + sp.sqrt(x)) + 1) * (sp.sqrt(1 + sp.sqrt(x)) - 1) - sp.sqrt(x),
+    "exponentials under a root": (E / sp.sqrt(E + F)) * sp.sqrt(E + F) + F - (sp.sqrt(E + F)) ** 2,
     "a constant": sp.Rational(1, 3) + sp.Rational(1, 6) - sp.Rational(1, 2),
     "nothing": sp.Integer(0),
 }
@@ -49,6 +55,9 @@ FALSE = {
     "a derivative of the argument": Exp(x * y).diff(x) - Exp(x * y),
     "the other root": sp.sqrt(2) * x + 2 * x / sp.sqrt(2),
     "another root": sp.sqrt(2) * x - sp.sqrt(3) * x,
+    "the root of a polynomial": sp.sqrt(x**2 + 1) - x - 1,
+    "its derivative": sp.sqrt(x**2 + y).diff(x) - 2 * x / sp.sqrt(x**2 + y),
+    "two roots of polynomials": sp.sqrt(x) * sp.sqrt(y) - sp.sqrt(x + y),
     "a millionth": x * sp.Rational(1_000_001, 1_000_000) - x,
     "a symbol": x,
     "one": sp.Integer(1),

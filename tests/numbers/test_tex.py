@@ -7,7 +7,7 @@ import torch
 
 from gradderiv.numbers.nodes import Symbol
 from gradderiv.numbers.tex import Tex, TexTensor
-from gradderiv.rules import attention, blockdiag, multihead, softmax
+from gradderiv.rules import attention, blockdiag, heads, softmax
 from gradderiv.rules._blocks import block_ones
 
 SYSTEM = Tex({2: "h", 7: "d_k"})
@@ -127,8 +127,8 @@ def test_a_rule_is_a_call_by_its_name() -> None:
 
 def test_sizes_are_called_by_their_names() -> None:
     x = SYSTEM.symbol("X", 3, 14)
-    assert multihead.split_heads(x, 2).unicode() == "split_heads(X, h)"
-    assert tuple(multihead.split_heads(x, 2).shape) == (2, 3, 7)
+    assert heads.split_heads(x, 2).unicode() == "split_heads(X, h)"
+    assert tuple(heads.split_heads(x, 2).shape) == (2, 3, 7)
 
 
 def test_what_only_gives_the_dtype_is_not_an_argument() -> None:

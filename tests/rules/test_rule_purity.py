@@ -6,12 +6,27 @@ import copy
 
 import pytest
 import torch
-from rule_calls import SMALL, Sizes, calls, results, rules, tensors
+from rule_calls import SMALL, Sizes, call, results, rules, tensors
 
 from gradderiv.rules.attention import attention, attention_vjp
 
 SIZES = Sizes(**(vars(SMALL) | {"batch": (2,)}))
-MOVE_ONLY = {"split_heads", "join_heads", "repeat_heads", "sum_heads"}  # views, where they can be
+MOVE_ONLY = {
+    "add_vjp",
+    "add_vjp_jvp",
+    "split_heads",
+    "join_heads",
+    "repeat_heads",
+    "sum_heads",
+    "append_vjp",
+    "append_vjp_jvp",
+}  # views, where they can be
+CUT = {
+    "append_vjp",
+    "append_vjp_jvp",
+    "attend_vjp",
+    "attend_vjp_jvp",
+}  # of a cache and of what is new: parts of one tensor
 RULES = sorted(rules())
 
 
@@ -26,7 +41,7 @@ def storages(found):
 
 @pytest.mark.parametrize("name", RULES)
 def test_arguments_are_not_modified(name):
-    function, args, kwargs = calls(randn(), SIZES)[name]
+    function, args, kwargs = call(name, randn(), SIZES)
     before = copy.deepcopy((args, kwargs))
     versions = {k: t._version for k, t in tensors((args, kwargs)).items()}
     function(*args, **kwargs)
@@ -37,7 +52,7 @@ def test_arguments_are_not_modified(name):
 
 @pytest.mark.parametrize("name", [n for n in RULES if n not in MOVE_ONLY])
 def test_results_share_no_memory_with_arguments(name):
-    function, args, kwargs = calls(randn(), SIZES)[name]
+    function, args, kwargs = call(name, randn(), SIZES)
     out = function(*args, **kwargs)
     if name == "blocks":  # it saves its arguments under their names, and computes the rest
         found = {
@@ -48,11 +63,35 @@ def test_results_share_no_memory_with_arguments(name):
     assert not storages(found) & storages(tensors((args, kwargs)))
 
 
-@pytest.mark.parametrize("name", [n for n in RULES if n not in MOVE_ONLY and n != "blocks"])
+@pytest.mark.parametrize("name", [n for n in RULES if n not in MOVE_ONLY | CUT and n != "blocks"])
 def test_gradients_share_no_memory_with_one_another(name):
-    function, args, kwargs = calls(randn(), SIZES)[name]
+    function, args, kwargs = call(name, randn(), SIZES)
     found = results(function(*args, **kwargs))
     assert len(storages(found)) == len(found)
+
+
+def overlapping(found):
+    """Those that change when another is written to."""
+    wrong = set()
+    for name, t in found.items():
+        before = {n: x.clone() for n, x in found.items()}
+        t.add_(1)
+        wrong |= {n for n, x in found.items() if n != name and not torch.equal(x, before[n])}
+    return wrong
+
+
+@pytest.mark.parametrize("name", sorted(CUT))
+def test_what_is_cut_from_one_tensor_does_not_overlap(name):
+    function, args, kwargs = call(name, randn(), SIZES)
+    found = results(function(*args, **kwargs))
+    assert len(found) > 1
+    assert not overlapping(found)
+
+
+def test_twin_what_overlaps_is_noticed():
+    x = torch.randn(5)
+    assert overlapping({"a": x[:3], "b": x[2:]}) == {"a", "b"}
+    assert not overlapping({"a": x[:3], "b": x[3:]})
 
 
 def test_the_gradient_of_a_bias_that_is_not_broadcast_is_its_own():
@@ -85,7 +124,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", RULES)
 def test_layout_does_not_matter(name, layout):
-    function, args, kwargs = calls(randn(), SIZES)[name]
+    function, args, kwargs = call(name, randn(), SIZES)
     expected = results(function(*args, **kwargs))
     moved = relaid(args, LAYOUTS[layout]), relaid(kwargs, LAYOUTS[layout])
     found = results(function(*moved[0], **moved[1]))
@@ -119,7 +158,7 @@ def relaid(tree, move):
 )
 def test_expanded_arguments(name):
     """Every argument is one row, or one batch entry, shown several times."""
-    function, args, kwargs = calls(randn(), SIZES)[name]
+    function, args, kwargs = call(name, randn(), SIZES)
 
     def expanded(t):
         return t[..., :1, :].expand(t.shape) if t.dim() >= 2 else t[:1].expand(t.shape) if t.dim() else t
@@ -133,7 +172,7 @@ def test_expanded_arguments(name):
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_same_call_twice_is_the_same(name):
-    function, args, kwargs = calls(randn(), SIZES)[name]
+    function, args, kwargs = call(name, randn(), SIZES)
     first, second = (results(function(*args, **kwargs)) for _ in range(2))
     assert all(torch.equal(first[k], second[k]) for k in first)
 

@@ -10,7 +10,9 @@ import tokenize
 
 import pytest
 import torch
-from rule_calls import MODULES, Sizes, calls, rules
+from rule_calls import MODULES, Sizes, a_mask, calls, rules
+
+from gradderiv.rules import rope, score_bias, softmax_lse
 
 SIZES = Sizes()
 NAMES = SIZES.names()
@@ -112,6 +114,30 @@ def programs_of(module):
         for function, args, kwargs in calls(torch.randn, SIZES, masked=masked).values():
             if function.__module__ == module.__name__:
                 yield lambda f=function, a=args, k=kwargs: f(*a, **k)
+    yield from BESIDE.get(module, ())
+
+
+def relative_backward():
+    S, table = torch.randn(*SIZES.batch, SIZES.h, SIZES.n_q, SIZES.n_k), torch.randn(5, SIZES.h)
+    buckets = score_bias.t5_buckets(SIZES.n_q, SIZES.n_k, n_buckets=4, max_distance=4)
+    _, saved = score_bias.RELATIVE.f(S, table, buckets=buckets)
+    score_bias.RELATIVE.vjp(S, saved)
+
+
+def softmax_with(sinks, mask):
+    S = torch.randn(*SIZES.batch, SIZES.h, SIZES.n_q, SIZES.n_k)
+    softmax_lse.softmax_lse(S, sinks, mask=mask)
+
+
+#: What a module has beside its rules, and lines that a rule reaches under other options alone.
+BESIDE = {
+    rope: [
+        lambda: rope.rotary_tables(torch.arange(float(SIZES.n_q)), SIZES.r),
+        lambda: rope.turn(torch.randn(SIZES.n_q, SIZES.r), "half"),
+    ],
+    score_bias: [relative_backward],
+    softmax_lse: [lambda: softmax_with(None, a_mask(SIZES.n_q, SIZES.n_k))],
+}
 
 
 COMMENTED = [m for m in MODULES if commented_assignments(inspect.getsource(m))]
@@ -124,8 +150,19 @@ def test_sizes_are_pairwise_distinct():
         "linear",
         "softmax",
         "attention",
-        "multihead",
         "blockdiag",
+        "matmul",
+        "fills",
+        "embedding",
+        "rope",
+        "rms_norm",
+        "scores",
+        "softcap",
+        "temperature",
+        "score_bias",
+        "softmax_lse",
+        "layer_norm",
+        "graph",
     }
 
 

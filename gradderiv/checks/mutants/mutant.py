@@ -1,4 +1,4 @@
-"""What a wrong-on-purpose layer declares: what is wrong with it, who has to notice, and why the others need not."""
+"""What a wrong-on-purpose rule declares: what is wrong with it, who has to notice, and why the others need not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradderiv.checks.catalog import Rule
+from gradderiv.checks.mutants import operators
 from gradderiv.checks.mutants.stages import Layer
+from gradderiv.checks.problems import Problem
 
 ORACLES = frozenset({
     "forward", "autograd", "finite differences", "dual", "field", "second order", "sympy", "blockdiag", "identities",
@@ -17,6 +19,11 @@ ORACLES = frozenset({
 BACKWARD = ORACLES - {"forward"}
 #: Who has to notice a wrong forward pass that is differentiated consistently: everybody who brings a forward of his own.
 FORWARD = ORACLES - {"dual", "identities"}
+
+#: Who has to notice a wrong gradient where the layer is no plain one: the identities and the block-diagonal form are about plain layers.
+GRADIENT = BACKWARD - {"sympy", "blockdiag", "identities"}
+#: Who has to notice a wrong value there.
+VALUE = FORWARD - {"sympy", "blockdiag"}
 
 #: Who has to notice what is too small for floats: those who compute exactly and bring a forward of their own.
 EXACT = frozenset({"field", "second order", "sympy", "blockdiag"})
@@ -28,16 +35,19 @@ UNLIKE = {
 REASONS: dict[str, dict[str, str]] = {
     "formula": {
         "forward": "the value is right: only the backward pass is wrong",
-        "blockdiag": "the block-diagonal form has neither grouped heads nor a batch",
+        "identities": "the wrong gradient is linear in the cotangent too, and no identity is about this term",
+        "blockdiag": "the block-diagonal form has no options, no grouped heads and no batch",
         "sympy": "no problem small enough for SymPy shows it",
     },
     "forward": {
         "dual": "the gradients are right for the wrong value: the rule's own forward agrees with its backward",
         "identities": "they hold for any layer that is differentiated consistently",
-        "blockdiag": "the block-diagonal form has neither grouped heads nor a batch",
+        "blockdiag": "the block-diagonal form has no options, no grouped heads and no batch",
         "sympy": "no problem small enough for SymPy shows it",
     },
     "float": {
+        "blockdiag": "the block-diagonal form has no options, no grouped heads and no batch",
+        "sympy": "no problem small enough for SymPy shows it",
         "dual": "the gradients are right for the wrong value: the rule's own forward agrees with its backward",
         "identities": "they hold for any layer that is differentiated consistently",
         **dict.fromkeys(
@@ -71,15 +81,17 @@ REASONS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A layer that is wrong on purpose in one term.
+    """A rule that is wrong on purpose in one term.
 
     Attributes:
         id: as in the list of mistakes.
         what: the wrong term, in one line.
-        seen: where it happened; "classroom" for a slip that teachers meet, "measured" for a stock case of detection power.
+        seen: where it happened; "classroom" for a slip that teachers meet, "measured" for a stock case of detection power,
+            "ours" for one of our own.
         kind: "formula" (a wrong backward), "forward" (a wrong value, differentiated consistently), "float" (a matter of size or
             range), "aliasing", "tangent", "second" (of second order), or "right" where nothing is wrong.
-        replaced: the stages that are exchanged (:mod:`gradderiv.checks.mutants.stages`).
+        replaced: what is exchanged: of a plain layer its stages (:mod:`gradderiv.checks.mutants.stages`), of any other rule functions of
+            its operators (:mod:`gradderiv.checks.mutants.operators`).
         problems: names of problems on which it shows; an oracle takes the first that it can work on.
         kills: the oracles that must notice.
         reasons: for every other oracle, why it cannot or need not; what is not here is taken from :data:`REASONS`.
@@ -100,7 +112,7 @@ class Mutant:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The names of the exchanged stages."""
+        """The names of what is exchanged."""
         return tuple(self.replaced)
 
     def must(self, oracle: str) -> bool:
@@ -120,8 +132,13 @@ class Mutant:
         return (self.elsewhere[oracle],) if oracle in self.elsewhere else self.problems
 
     def layer(self) -> Layer:
+        """A mutant of the plain layer, as its stages."""
         return Layer(self.replaced)
 
     def rule(self) -> Rule:
-        """The mutant under the interface of the catalogue, so that every oracle runs on it."""
+        """The layer under the interface of the catalogue, so that every oracle runs on it."""
         return self.layer().rule(self.id)
+
+    def on(self, problem: Problem) -> Rule:
+        """The rule that this problem is for, made wrong; where nothing is exchanged, the layer in stages or the catalogue's own rule."""
+        return self.rule() if problem.plain else operators.rule(problem.rule, self.replaced)

@@ -1,8 +1,4 @@
-"""Forward passes that know nothing of ours: textbook formulas in torch, the same as loops, and torch's own layers.
-
-A check of derivatives never sees a wrong forward: a wrong scale, axis or mask differentiates consistently. So the
-oracles differentiate these, and the first oracle compares the rules' values with all of them.
-"""
+"""The layer and what it is made of, three times over."""
 
 from __future__ import annotations
 
