@@ -6,8 +6,6 @@ Pyraformer's pyramids over sequences of several lengths, float32; forward, forwa
 from __future__ import annotations
 
 import contextlib
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gradderiv.checks.report import SCHEMA_VERSION, versions
+from gradderiv.bench.document import as_json
 from gradderiv.functional import graph_attention
 from gradderiv.rules.graph import Inverse, inverse_index
 from gradderiv.rules.graphs import pyramidal, to_mask
@@ -155,19 +153,15 @@ class BenchGraph:
 
     def to_json(self) -> str:
         """Every time and every peak."""
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            **versions(),
-            "machine": platform.machine(),
-            "threads": self.threads,
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "heads": HEADS,
-            "width": WIDTH,
-            "graphs": self.graphs,
-            "rows": [asdict(r) for r in self.rows],
-        }
-        return json.dumps(document, indent=1, ensure_ascii=False)
+        return as_json(
+            threads=self.threads,
+            seed=self.seed,
+            seconds=self.seconds,
+            heads=HEADS,
+            width=WIDTH,
+            graphs=self.graphs,
+            rows=[asdict(r) for r in self.rows],
+        )
 
 
 def _value(row: Row, what: str) -> float | None:

@@ -6,8 +6,6 @@ a proof costs at least; and whole layers at the sizes in use, each in a process 
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +16,13 @@ import torch
 from torch import Tensor
 
 from gradderiv.bench.checkers import PROVERS
+from gradderiv.bench.document import as_json
 from gradderiv.bench.layers import draw, layer_of
 from gradderiv.bench.shares import Shares, shares
 from gradderiv.bench.sizes import AtSize, Size, apart
 from gradderiv.bench.verify import TIMED_AT, Trial
 from gradderiv.checks.mutants import MUTANTS, PEERS, RIGHT
 from gradderiv.checks.prove import prove
-from gradderiv.checks.report import SCHEMA_VERSION, versions
 from gradderiv.threads import one_thread
 
 SLOW = "gradcheck"  # what ``quick`` asks about the right layer only
@@ -90,22 +88,18 @@ class BenchProve:
 
     def to_json(self) -> str:
         """Every verdict, every time and every peak."""
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            **versions(),
-            "machine": platform.machine(),
-            "quick": self.quick,
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "scale": TIMED_AT,
-            "trials": [asdict(t) for t in self.trials],
-            "times": self.times,
-            "refuting": self.refuting,
-            "tiny": self.tiny,
-            "sizes": [at.fields() for at in self.sizes],
-            "shares": None if self.shares is None else self.shares.fields(),
-        }
-        return json.dumps(document, indent=1, ensure_ascii=False)
+        return as_json(
+            quick=self.quick,
+            seed=self.seed,
+            seconds=self.seconds,
+            scale=TIMED_AT,
+            trials=[asdict(t) for t in self.trials],
+            times=self.times,
+            refuting=self.refuting,
+            tiny=self.tiny,
+            sizes=[at.fields() for at in self.sizes],
+            shares=None if self.shares is None else self.shares.fields(),
+        )
 
 
 def bench_prove(

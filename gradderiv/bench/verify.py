@@ -6,17 +6,15 @@ self-attention with biases, float64, X ~ N(0, 1), weights and biases ~ N(0, s²)
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 from gradderiv.bench.checkers import CHECKERS
+from gradderiv.bench.document import as_json
 from gradderiv.bench.layers import draw, layer_of
 from gradderiv.checks.mutants import MUTANTS, PEERS, RIGHT
-from gradderiv.checks.report import SCHEMA_VERSION, versions
 from gradderiv.threads import one_thread
 
 SCALES = (1e-3, 0.02, 0.3, 1.0)
@@ -87,19 +85,15 @@ class BenchVerify:
 
     def to_json(self) -> str:
         """Every verdict and every time."""
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            **versions(),
-            "machine": platform.machine(),
-            "quick": self.quick,
-            "scales": self.scales,
-            "seeds": self.seeds,
-            "seconds": self.seconds,
-            "times": self.times,
-            "mutants": PEERS,
-            "trials": [asdict(t) for t in self.trials],
-        }
-        return json.dumps(document, indent=1, ensure_ascii=False)
+        return as_json(
+            quick=self.quick,
+            scales=self.scales,
+            seeds=self.seeds,
+            seconds=self.seconds,
+            times=self.times,
+            mutants=PEERS,
+            trials=[asdict(t) for t in self.trials],
+        )
 
 
 def bench_verify(

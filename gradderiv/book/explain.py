@@ -189,11 +189,7 @@ def _row(module: nn.Module) -> System:
         order = "pre-norm" if module.norm_first else "post-norm"
         activation = getattr(module.activation, "__name__", "")
         name = f"nn.TransformerEncoderLayer, {order}, {activation}"
-    if (
-        isinstance(module, nn.Module)
-        and type(module).__name__ == "GPTNeoXLayer"
-        and not module.use_parallel_residual
-    ):
+    if name == "GPTNeoXLayer" and not module.use_parallel_residual:
         name = "GPTNeoXLayer, sequential"
     if name not in LAYERS:
         raise InputError(

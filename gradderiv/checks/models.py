@@ -30,8 +30,8 @@ from gradderiv.checks._models import SYSTEMS as ATTENTION
 from gradderiv.checks.catalog import RULES
 from gradderiv.checks.compare import compare
 from gradderiv.checks.forward import plain_kernels
-from gradderiv.checks.oracles import Found, exact_records, layout
 from gradderiv.checks.problems import Problem
+from gradderiv.checks.records import Found, exact_records, layout
 from gradderiv.checks.report import Record
 from gradderiv.errors import InputError, message
 from gradderiv.numbers.field import Field
@@ -250,6 +250,25 @@ def _alibi(slopes: Tensor) -> Tensor:
     return (-slopes[:, None, None] * far).repeat(BATCH, 1, 1)
 
 
+def model_of(kind: str, vocabulary: int, sizes: Mapping[str, Any]) -> nn.Module:
+    """transformers' model of that type with one layer, random weights and eager attention, for evaluation."""
+    from transformers import AutoConfig, AutoModel
+
+    settings = AutoConfig.for_model(
+        kind,
+        num_hidden_layers=1,
+        vocab_size=vocabulary,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+        use_cache=False,
+        **sizes,
+        attn_implementation="eager",
+    )
+    model: nn.Module = AutoModel.from_config(settings)
+    return model.eval()
+
+
 def of_transformers(system: System) -> tuple[nn.Module, dict[str, Any]]:
     """The module in its model, and the arguments that it gets, by name, when the model runs."""
     if not available():
@@ -261,20 +280,7 @@ def of_transformers(system: System) -> tuple[nn.Module, dict[str, Any]]:
                 "pip install 'gradderiv[peers]'",
             )
         )
-    from transformers import AutoConfig, AutoModel
-
-    settings = AutoConfig.for_model(
-        system.model,
-        num_hidden_layers=1,
-        vocab_size=VOCABULARY,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=1,
-        use_cache=False,
-        **system.config,
-        attn_implementation="eager",
-    )
-    model: nn.Module = AutoModel.from_config(settings).eval()
+    model = model_of(system.model, VOCABULARY, system.config)
     module = model.get_submodule(system.path)
     return module, handed(model, module, _inputs(model, system.padded))
 

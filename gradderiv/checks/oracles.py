@@ -6,7 +6,6 @@ value from the rule under test; the wrong-on-purpose rules of :mod:`gradderiv.ch
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,12 +16,21 @@ from torch import Tensor
 
 from gradderiv.checks import tolerance
 from gradderiv.checks.catalog import Rule
-from gradderiv.checks.compare import Comparison, compare
-from gradderiv.checks.diagnose import Layout, place
+from gradderiv.checks.compare import compare
+from gradderiv.checks.diagnose import place
 from gradderiv.checks.differences import finite_differences
-from gradderiv.checks.exact import Outcome, Pairs, Start, exactly
 from gradderiv.checks.identities import aliasing, identities
 from gradderiv.checks.problems import Problem
+from gradderiv.checks.records import (
+    Found,
+    beside_wider,
+    compared,
+    exact_records,
+    first,
+    float_record,
+    layout,
+    misfit_of,
+)
 from gradderiv.checks.reference import LOOPS, TEXTBOOK, TORCH
 from gradderiv.checks.report import Record
 from gradderiv.numbers.dual import Dual, DualTensor
@@ -32,13 +40,8 @@ from gradderiv.numbers.symbols import Symbols
 from gradderiv.rules import blockdiag
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-ROOTS = frozenset(
-    {2, 3, 5}
-)  # what 1/√d_k of small heads asks for; primes that have them spare a run that finds out
 Args = Mapping[str, Tensor]
 Oracle = Callable[..., list[Record]]
-# As Pairs, with a gradient that is missing or misshapen.
-Found = Mapping[str, tuple[Tensor | None, Tensor]]
 
 
 def forward(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **_: Any) -> list[Record]:
@@ -48,7 +51,7 @@ def forward(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu",
     value = rule.value(args, options)
     allowed = tolerance.of_value(lambda a: TEXTBOOK[problem.rule](**a, **options), args, torch.float64)
     return [
-        _float(
+        float_record(
             rule,
             problem,
             f"Y, {name}",
@@ -73,9 +76,9 @@ def autograd(
     for dtype in dtypes:
         value, reference, allowed = against_autograd(rule, problem, seed, dtype, device)
         for name, expected in reference.items():
-            found = _compare(problem, name, value.get(name), expected, allowed[name])
-            records.append(_float(rule, problem, name, "autograd", dtype, found))
-    return [_beside_wider(r, records) for r in records]
+            found = compared(problem, name, value.get(name), expected, allowed[name])
+            records.append(float_record(rule, problem, name, "autograd", dtype, found))
+    return [beside_wider(r, records) for r in records]
 
 
 def against_autograd(
@@ -103,13 +106,13 @@ def differences(
     estimates = finite_differences(lambda a: (forward_(a) * dY).sum(), args)
     value = rule.gradients(args, options, dY)
     return [
-        _float(
+        float_record(
             rule,
             problem,
             name,
             "finite differences",
             torch.float64,
-            _compare(problem, name, value.get(name), estimate, bound),
+            compared(problem, name, value.get(name), estimate, bound),
         )
         for name, (estimate, bound) in estimates.items()
     ]
@@ -154,7 +157,7 @@ def dual(rule: Rule, problem: Problem, seed: int = 0, *, device: str = "cpu", **
         expected = _tangent(rule.value(_moving(args, dots), options))
         allowed = tolerance.of_tangent(_textbook(problem, options), args, dots, torch.float64)
         found = compare(rule.tangent(args, options, dots), expected, allowed)
-        records.append(_float(rule, problem, "jvp", "dual", torch.float64, found))
+        records.append(float_record(rule, problem, "jvp", "dual", torch.float64, found))
     return records
 
 
@@ -208,8 +211,8 @@ def second_order(
     allowed = tolerance.of_second_order(_textbook(problem, options), args, dY, dY_dot, dots, torch.float64)
     value = second(args, options, dY, dY_dot, dots)
     for name in args:
-        found = _compare(problem, name, value.get(name), expected[name], allowed[name])
-        records.append(_float(rule, problem, name, "second order", torch.float64, found))
+        found = compared(problem, name, value.get(name), expected[name], allowed[name])
+        records.append(float_record(rule, problem, name, "second order", torch.float64, found))
     return records
 
 
@@ -225,7 +228,7 @@ def sympy(rule: Rule, problem: Problem, seed: int = 0, **_: Any) -> list[Record]
     value = rule.gradients(args, problem.options, dY)
     records = []
     for name, x in args.items():
-        if (misfit := _misfit(value.get(name), x)) is not None:
+        if (misfit := misfit_of(value.get(name), x)) is not None:
             records.append(
                 Record(rule.name, problem.name, name, "sympy", "symbol", "SymPy", "fail", detail=misfit)
             )
@@ -245,7 +248,7 @@ def sympy(rule: Rule, problem: Problem, seed: int = 0, **_: Any) -> list[Record]
         records.append(
             Record(
                 rule.name, problem.name, name, "sympy", "symbol", "SymPy", "fail" if any(wrong) else "pass",
-                failure_probability=0.0, worst_index=_first(found), seconds=now - start, detail=detail,
+                failure_probability=0.0, worst_index=first(found), seconds=now - start, detail=detail,
             )
         )  # fmt: skip
         start = now
@@ -321,119 +324,3 @@ def _moving(args: Args, dots: Args) -> dict[str, Tensor]:
 def _tangent(Y: Tensor) -> Tensor:
     assert isinstance(Y, DualTensor)
     return Y.tangent
-
-
-def layout(problem: Problem, name: str) -> Layout:
-    """On which axis of an argument, of its gradient, or of an identity about it, the heads lie, and which rows may attend to nothing."""
-    name = name.rpartition(", ")[2] if name.rpartition(", ")[2] in problem.shapes else name
-    options, shape = problem.options, problem.shapes.get(name, ())
-    mask = options.get("mask")
-    masked: tuple[int, ...] = ()
-    if mask is not None and name in ("X", "Q", "S", "bias", "Y", "jvp"):
-        masked = tuple((~mask.any(-1)).nonzero().flatten().tolist()) if mask.dim() == 2 else ()
-    if problem.rule == "attention" and len(shape) > 2:
-        return Layout(shape[-3], -3, masked)
-    n_heads = options.get("n_heads")
-    n_kv_heads = options.get("n_kv_heads") or n_heads
-    if name in ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V"):
-        return Layout(n_heads if name.endswith("Q") else n_kv_heads, -1)
-    if name.startswith("⟨dW_"):  # one inner product for each key/value head
-        return Layout(n_kv_heads, -1)
-    if name in ("W_O", "bias"):
-        return Layout(n_heads, -2 if name == "W_O" else -3, masked)
-    return Layout(masked=masked)
-
-
-def _misfit(value: Tensor | None, expected: Tensor) -> str | None:
-    """Why a gradient cannot be compared at all."""
-    if value is None:
-        return "no gradient was returned"
-    if value.shape != expected.shape:
-        return f"the shape is {tuple(value.shape)}, should be {tuple(expected.shape)}"
-    return None
-
-
-def _first(wrong: Tensor) -> tuple[int, ...] | None:
-    return tuple(wrong.nonzero()[0].tolist()) if bool(wrong.any()) else None
-
-
-def _compare(
-    problem: Problem, name: str, value: Tensor | None, expected: Tensor, allowed: Tensor
-) -> Comparison:
-    if value is None:
-        return Comparison("fail", float("inf"), float("inf"), 0.0, None, str(_misfit(None, expected)))
-    return compare(value, expected, allowed, zero=name in problem.zeros, layout=layout(problem, name))
-
-
-def _float(
-    rule: Rule, problem: Problem, argument: str, oracle: str, dtype: torch.dtype, found: Comparison
-) -> Record:
-    name = str(dtype).removeprefix("torch.")
-    expected = found.verdict == "vacuous" and dtype in problem.vacuous
-    return Record(
-        rule.name, problem.name, argument, oracle, "float", name, expected=expected, **found.fields()
-    )
-
-
-def _beside_wider(record: Record, records: Sequence[Record]) -> Record:
-    """What a narrow type cannot show is expected to be vacuous there, if a wider type shows it on the same problem."""
-
-    def roundoff(r: Record) -> float:
-        return torch.finfo(getattr(torch, r.dtype)).eps
-
-    wider = [
-        r.dtype
-        for r in records
-        if r.argument == record.argument and r.verdict == "pass" and roundoff(r) < roundoff(record)
-    ]
-    if record.verdict != "vacuous" or not wider:
-        return record
-    return dataclasses.replace(record, expected=True, detail=f"{record.detail}; {wider[0]} shows it")
-
-
-def exact_records(
-    rule: Rule,
-    problem: Problem,
-    oracle: str,
-    run: Callable[[Field], Found],
-    seed: int,
-    device: str,
-    *,
-    lanes: int | None = None,
-) -> list[Record]:
-    """The outcome over the field of every pair that ``run`` returns, as records; a gradient that is missing or misshapen fails."""
-    start = time.perf_counter()
-    misfits: dict[str, str] = {}
-
-    def fitting(numbers: Field) -> Pairs:
-        pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, (value, expected) in run(numbers).items():
-            misfit = _misfit(value, expected)
-            if value is None or misfit is not None:
-                misfits[name] = str(misfit)
-            else:
-                pairs[name] = (value, expected)
-        return pairs
-
-    outcomes = exactly(fitting, seed=seed, device=device, start=Start(ROOTS, lanes or problem.lanes))
-    seconds = (time.perf_counter() - start) / max(len(outcomes), 1)
-    return [
-        Record(rule.name, problem.name, name, oracle, "field", "F_p", "fail", detail=misfit)
-        for name, misfit in misfits.items()
-    ] + [
-        Record(
-            rule.name, problem.name, name, oracle, "field", f"F_p, {o.lanes} lanes", "pass" if o.equal else "fail",
-            worst_index=_first(o.wrong | o.moved), failure_probability=2.0**o.log2_failure, seconds=seconds,
-            detail=_say(o, layout(problem, name)),
-        )
-        for name, o in outcomes.items()
-    ]  # fmt: skip
-
-
-def _say(o: Outcome, layout: Layout) -> str:
-    if o.equal:
-        return "identically zero" if o.zero else f"{o.wrong.numel()} entries equal"
-    if bool(o.moved.any()):
-        return f"{int(o.moved.sum())} entries depend on the row shift under exp, which must cancel"
-    text = f"{int(o.wrong.sum())} of {o.wrong.numel()} entries differ{place(o.wrong, layout)}"
-    return f"{text}; every entry is {o.factor} × the right one" if o.factor else text

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from gradderiv.checks.catalog import RULES, Rule
 from gradderiv.checks.compare import compare
-from gradderiv.checks.oracles import against_autograd, layout
+from gradderiv.checks.oracles import against_autograd
 from gradderiv.checks.problems import PROBLEMS, Problem
+from gradderiv.checks.records import layout
 from gradderiv.checks.report import Report, write_whole
 from gradderiv.errors import GradderivError, InputError, message
 

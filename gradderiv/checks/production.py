@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from gradderiv.checks.catalog import RULES
-from gradderiv.checks.oracles import exact_records, field_pairs
+from gradderiv.checks.oracles import field_pairs
 from gradderiv.checks.problems import Problem, causal, layer_shapes
 from gradderiv.checks.problems.layers import layer
+from gradderiv.checks.records import exact_records
 from gradderiv.checks.report import Record
 from gradderiv.threads import one_thread
 

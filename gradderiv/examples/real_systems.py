@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import gradderiv
+from gradderiv.checks import models
 from gradderiv.checks.models import handed, randomise
 from gradderiv.threads import one_thread
 
@@ -102,22 +103,8 @@ CONFIGS: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 def model_of(config: str) -> nn.Module:
     """The whole model around a layer."""
-    from transformers import AutoConfig, AutoModel
-
     kind, sizes = CONFIGS[config]
-    settings = AutoConfig.for_model(
-        kind,
-        num_hidden_layers=1,
-        vocab_size=VOCABULARY,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=1,
-        use_cache=False,
-        **sizes,
-        attn_implementation="eager",
-    )
-    model: nn.Module = AutoModel.from_config(settings)
-    return model.eval()
+    return models.model_of(kind, VOCABULARY, sizes)
 
 
 def part_of(config: str, path: str, infinite: bool = False, padding: bool = False) -> Built:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradderiv.checks import oracles
+from gradderiv.checks import oracles, records
 from gradderiv.checks.catalog import RULES
 from gradderiv.checks.compare import MULTIPLE, Comparison, compare
 from gradderiv.checks.problems import PROBLEMS, Problem
@@ -73,7 +73,8 @@ def tally(monkeypatch: pytest.MonkeyPatch) -> Tally:
         seen.entries += error.numel()
         return compare(value, reference, tolerance, **more)
 
-    monkeypatch.setattr(oracles, "compare", watched)
+    for module in (oracles, records):
+        monkeypatch.setattr(module, "compare", watched)
     torch.set_num_threads(1)
     return seen
 
