@@ -6,6 +6,7 @@ prove(function, inputs, …)    your function in exact arithmetic, at the size y
 rules                         the closed forms, to import
 testing                       assertions on both, for your own tests
 functional                    the same as autograd Functions that a model trains with
+nn                            drop-in modules: nn.MultiheadAttention, and the attention of transformers' models
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _SUBPACKAGES = {
     "numbers",
     "checks",
     "functional",
+    "nn",
     "book",
     "bench",
     "examples",

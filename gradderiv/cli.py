@@ -249,6 +249,29 @@ def bench_graph(
     _print_figures(result, json)
 
 
+@bench.command("attention")
+def bench_attention(
+    seed: Annotated[int, typer.Option(help="Draws inputs, directions and the order of turns.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes only: seconds.")] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="All sizes, and memory up to 32768 tokens: an hour, up to 14 GB.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="With more than one, the clock counts.")] = 2,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Time and memory of attention's derivatives of first and second order beside torch's kernels."""
+    _require_writable(json)
+    from gradderiv.bench.attention import run
+
+    with _progress("bench attention") as step:
+        result = run(
+            seed=seed, quick=quick, large=large, threads=threads, dtype=dtype, device=device, progress=step
+        )
+    _print_figures(result, json)
+
+
 @bench.command("verify")
 def bench_verify(
     seed: Annotated[int, typer.Option(help="Draws the weights.")] = 0,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gradderiv.bench.document import as_json
+from gradderiv.bench.turns import clock_of, on
 from gradderiv.functional import graph_attention
 from gradderiv.rules.graph import Inverse, inverse_index
 from gradderiv.rules.graphs import pyramidal, to_mask
@@ -214,12 +215,7 @@ def bench_graph(
             for n, (ways, given) in made.items():
                 tell(f"n = {n}")
                 for name, attend in ways.items():
-                    timed(
-                        result.row(name, n),
-                        attend,
-                        given,
-                        time.process_time if threads == 1 else time.perf_counter,
-                    )
+                    timed(result.row(name, n), attend, given, clock_of(threads))
                 done += 1
     tell("memory")
     for way, n, peak in apart(sizes, seed, threads):
@@ -228,16 +224,6 @@ def bench_graph(
     tell("")
     result.seconds = time.perf_counter() - start
     return result
-
-
-@contextlib.contextmanager
-def on(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def compared(ways: dict[str, Attend], given: Sequence[Tensor], n: int) -> Iterator[Row]:

@@ -70,7 +70,7 @@ def _sizes(result: BenchProve) -> list[str]:
     if not result.sizes:
         return []
     what = (
-        "Whole layers, causal, by all weights, biases and X: gradderiv.functional.multi_head_attention, whose backward is written by hand. "
+        "Whole layers, causal, by all weights, biases and X: gradderiv.functional.multi_head_attention, whose attention has a backward of its own. "
         "Each in a process of its own, one thread; time: of the processor. "
         "÷: by a forward and backward pass in float64. Peak: of the memory of the process; before: what it was before the proof. "
         "dY/dW_Q: the Jacobian of one weight, which gradcheck would have to fill."

@@ -1,27 +1,25 @@
 """One proof at one size, in a process of its own: its time and its peak memory, and those of a float64 pass beside it.
 
-A process of its own, since the peak of a process never falls. The layer is :func:`gradderiv.functional.multi_head_attention`, whose backward is
-written by hand, as a module: causal self-attention with all weights and biases.
+A process of its own, since the peak of a process never falls. The layer is :func:`gradderiv.functional.multi_head_attention`, whose attention has a
+backward of its own, as a module: causal self-attention with all weights and biases.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gradderiv.bench.apart import Apart, say
 from gradderiv.checks.prove import prove
 from gradderiv.functional import multi_head_attention
+from gradderiv.memory import peak
 from gradderiv.threads import one_thread
 
 SCALE = 0.02  # of the weights, GPT-2's initialisation; a proof does not see it
@@ -142,58 +140,30 @@ def _timed(work: Callable[[], object]) -> list[float]:
     return times
 
 
-def peak() -> int | None:
-    """The most memory that this process has held, in bytes. On Linux not ``ru_maxrss``, which begins with what the parent process held."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    try:
-        import resource
-    except ImportError:
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
-
-
 # ---------------------------------------------------------------- in a process of its own
 
 
 def apart(size: Size, seed: int = 0, step: Callable[[str], None] | None = None) -> AtSize:
     """:func:`measure` in a fresh process; ``step`` is called with what it does."""
-    command = [sys.executable, "-c", f"from {__name__} import child; child()", *map(str, (*size, seed))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        try:
-            result = _told(process.stdout or (), step)
-        except BaseException:
-            process.kill()
-            raise
-    return result or AtSize(size, trouble=_ended(process.returncode))
+    process = Apart(__name__, *size, seed)
+    return _told(process, step) or AtSize(size, trouble=process.trouble)
 
 
-def _told(lines: Iterable[str], step: Callable[[str], None] | None) -> AtSize | None:
+def _told(told: Iterable[Any], step: Callable[[str], None] | None) -> AtSize | None:
     """The result among the lines that :func:`child` prints; None where there is none."""
     result = None
-    for line in lines:
-        told = json.loads(line)
-        if "step" not in told:
-            del told["jacobian"]
-            result = AtSize(**{**told, "size": Size(**told["size"])})
+    for line in told:
+        if "step" not in line:
+            del line["jacobian"]
+            result = AtSize(**{**line, "size": Size(**line["size"])})
         elif step is not None:
-            step(told["step"])
+            step(line["step"])
     return result
-
-
-def _ended(status: int) -> str:
-    return f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
 def child() -> None:
     """Measure what the command line says; a line of JSON for every step, and one for the result."""
     n, d_model, h, seed = map(int, sys.argv[1:])
-
-    def say(document: dict[str, Any]) -> None:
-        print(json.dumps(document), flush=True)
 
     result = measure(Size(n, d_model, h), seed, lambda done, total, label: say({"step": label}))
     say(result.fields())

@@ -1,6 +1,6 @@
 """Train a small GPT three times from the same weights on the same batches, with three attentions.
 
-    ours      gradderiv.functional.attention: the closed forms as the backward pass
+    ours      gradderiv.functional.attention where no kernel is allowed: the closed forms, tile after tile
     default   torch.nn.functional.scaled_dot_product_attention, a fused kernel
     MATH      the same under ``sdpa_kernel(SDPBackend.MATH)``: plain operations and their autograd
 
@@ -37,6 +37,13 @@ BATCH, RUNS, EVERY = 4, 3, 5
 """Sequences in a batch, initialisations, and the steps from one sample to the next."""
 CHANCE = 1e-4
 """How rarely the test may say "further" when it is not."""
+
+
+def closed_forms(Q: Tensor, K: Tensor, V: Tensor, *, is_causal: bool) -> Tensor:
+    """The same by the rules' formulas, which call no kernel."""
+    with sdpa_kernel(SDPBackend.MATH):
+        O: Tensor = attention(Q, K, V, is_causal=is_causal)
+        return O
 
 
 def math_kernel(Q: Tensor, K: Tensor, V: Tensor, *, is_causal: bool) -> Tensor:
@@ -153,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = []
     with one_thread():
         for seed in range(options.seed, options.seed + RUNS):
-            attends = (attention, scaled_dot_product_attention, math_kernel)
+            attends = (closed_forms, scaled_dot_product_attention, math_kernel)
             runs.append(Run(*(train(attend, seed, options.steps) for attend in attends)))
     show(runs[0])
     result = compare(runs)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 Arguments = ParamSpec("Arguments")
+Found = TypeVar("Found")
 
 
-def autocast_on_entry(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+def autocast_on_entry(function: Callable[Arguments, Found]) -> Callable[Arguments, Found]:
     """Cast the tensors to autocast's dtype, where it is on, and run ``function`` with it off.
 
     Otherwise autocast would choose a dtype for every line of a rule: softmax in float32, products in bfloat16;
@@ -20,7 +22,9 @@ def autocast_on_entry(function: Callable[Arguments, Tensor]) -> Callable[Argumen
     """
 
     @functools.wraps(function)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Found:
+        if not torch._C._is_any_autocast_enabled():
+            return function(*args, **kwargs)
         tensors = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
         device = next((a.device.type for a in tensors), "cpu")
         if not torch.is_autocast_enabled(device):
@@ -31,6 +35,13 @@ def autocast_on_entry(function: Callable[Arguments, Tensor]) -> Callable[Argumen
             return function(*lower, **{name: _cast(a, dtype) for name, a in kwargs.items()})
 
     return call
+
+
+def in_one_dtype(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """With autocast off, for what is computed on this device: a backward pass may be run inside it."""
+    if torch._C._is_any_autocast_enabled():
+        return torch.autocast(tensor.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _cast(a: Any, dtype: torch.dtype) -> Any:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gradderiv.errors import DtypeError, message
-from gradderiv.functional._nested import outer_tangents, primal
+from gradderiv.functional._nested import is_mapped_unasked, outer_tangents, primal
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ class Value(FirstOrder):
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         rule, arguments = _kept(ctx)
+        if is_mapped_unasked(dY):  # what a Function records of such a tensor is lost
+            return _needed(ctx, rule.gradients(rule.vjp(dY, rule.evaluate(arguments)[1])))
         return _needed(ctx, Gradient.apply(rule, dY, *arguments))
 
 

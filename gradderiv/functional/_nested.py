@@ -8,10 +8,13 @@ halves: switch the tangents on again, and take from each input the tangent of th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 
 outer_tangents = _set_fwd_grad_enabled
@@ -27,3 +30,43 @@ def primal(x: Tensor) -> Tensor:
     inner = primal(_functorch.get_unwrapped(x))
     axis, level = _functorch.maybe_get_bdim(x), _functorch.maybe_get_level(x)
     return _functorch._add_batch_dim(inner, axis, level)
+
+
+def ordinary(*tensors: Tensor) -> bool:
+    """Nobody differentiates what is done to these, and no ``vmap`` runs over them."""
+    return not torch.is_grad_enabled() and _alone(tensors)
+
+
+def nobody_differentiates(tensors: Sequence[Tensor | None]) -> bool:
+    """As :func:`ordinary`, of what a user passes: it may be recorded where nothing has a gradient."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return False
+    return _alone([t for t in tensors if t is not None])
+
+
+def _alone(tensors: Iterable[Tensor]) -> bool:
+    if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
+        return False
+    return not any(_functorch.is_batchedtensor(x) or _functorch.is_legacy_batchedtensor(x) for x in tensors)
+
+
+# ---------------------------------------------------------------- the older vmap, of is_grads_batched
+
+
+is_mapped_unasked = _functorch.is_legacy_batchedtensor
+
+
+def unasked_level() -> int:
+    """The innermost level of the older ``vmap``: PyTorch says it where it changes."""
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
+def unmapped(t: Tensor, level: int) -> Tensor:
+    """The mapped axis in front."""
+    return torch._remove_batch_dim(t, level, 1, 0)
+
+
+def mapped_again(t: Tensor, level: int) -> Tensor:
+    return torch._add_batch_dim(t, 0, level)

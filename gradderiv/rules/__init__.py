@@ -9,6 +9,7 @@
 
     steps                                a rule made of rules: a list of steps, and the same list reversed
     options, attend                      the table of what attention is made of;  attention with every option
+    tile                                 some of the queries, all of their keys: what a loop is made of that holds no score matrix
     rms_norm, rope, cache, heads         the parts before the scores
     scores, temperature, softcap, score_bias, softmax_lse, dropout           the scores and after
     layer_norm, activation, entrywise    what stands around attention: norms, functions of one number, residuals and gates

@@ -69,6 +69,23 @@ def require_tensors(where: str, **tensors: Tensor | None) -> None:
         DtypeError: not a tensor, an integer tensor, several dtypes or several devices.
         InputError: a tensor without elements.
     """
+    require_floating(where, **tensors)
+    for name, t in tensors.items():
+        require(
+            t is None or t.numel() > 0,
+            f"{where} needs tensors with elements",
+            "" if t is None else f"{name} has shape {shape(t)}",
+            "an empty batch or sequence",
+            "skip the call when there is nothing to attend to",
+        )
+
+
+def require_floating(where: str, **tensors: Tensor | None) -> None:
+    """Demand floating tensors of one dtype on one device.
+
+    Raises:
+        DtypeError: not a tensor, an integer tensor, several dtypes or several devices.
+    """
     given: dict[str, Any] = {n: t for n, t in tensors.items() if t is not None or n not in OPTIONAL}
     for name, t in given.items():
         if not isinstance(t, Tensor):
@@ -89,13 +106,6 @@ def require_tensors(where: str, **tensors: Tensor | None) -> None:
                     f"{name}.double(), or look up its embedding",
                 )
             )
-        require(
-            t.numel() > 0,
-            f"{where} needs tensors with elements",
-            f"{name} has shape {shape(t)}",
-            "an empty batch or sequence",
-            "skip the call when there is nothing to attend to",
-        )
     dtypes = {name: t.dtype for name, t in given.items()}
     if len(set(dtypes.values())) > 1:
         raise DtypeError(
@@ -151,8 +161,8 @@ def require_broadcast(where: str, name: str, tensor: Tensor, scores: tuple[int, 
         fits = False
     require(
         fits,
-        f"{where} needs a {name} that broadcasts to the scores {tuple(scores)}",
+        f"{where} needs {'an' if name[0] in 'aeiou' else 'a'} {name} that broadcasts to the scores {tuple(scores)}",
         f"{name} {shape(tensor)}",
         "queries and keys exchanged, or no axis for the heads",
-        f"the last two axes are n_q, n_k; a {name} per sequence needs a head axis: {name}.unsqueeze(-3)",
+        f"the last two axes are n_q, n_k; {'an' if name[0] in 'aeiou' else 'a'} {name} per sequence needs a head axis: {name}.unsqueeze(-3)",
     )

@@ -9,6 +9,7 @@ import torch
 
 from gradderiv.bench import prove as bench
 from gradderiv.bench import sizes as module
+from gradderiv.bench.apart import ended
 from gradderiv.bench.checkers import PROVERS
 from gradderiv.bench.layers import draw, layer_of
 from gradderiv.bench.prove import LARGE, QUICK_SIZES, SIZES, BenchProve, bench_prove, run
@@ -144,7 +145,7 @@ def test_a_process_that_ends_badly_is_a_row_without_figures(
 
 
 def test_a_killed_process_says_so() -> None:
-    assert module._ended(-9) == "ended by signal 9"
+    assert ended(-9) == "ended by signal 9"
 
 
 @pytest.mark.skipif(peak() is None, reason="the system does not say")

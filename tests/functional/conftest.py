@@ -1,24 +1,24 @@
-"""An attention that shares no line with the rules: exponentials and sums, differentiated by autograd."""
+"""An attention that shares no line with the rules, tiles that are small, and seeds that stay."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "rules")]
 
-def naive(Q, K, V, *, mask=None, bias=None, scale=None):
-    """O_i = Σ_j M_ij exp(τ q_i·k_j + bias_ij) v_j / Σ_j …, and 0 where no M_ij is True."""
-    scale = Q.shape[-1] ** -0.5 if scale is None else scale
-    S = scale * torch.einsum("...ia,...ja->...ij", Q, K)
-    E = torch.exp(S if bias is None else S + bias)
-    E = E if mask is None else E * mask
-    empty = 0.0 if mask is None else ~mask.any(-1, keepdim=True)
-    return torch.einsum("...ij,...jb->...ib", E / (E.sum(-1, keepdim=True) + empty), V)
+import attention_cases  # noqa: E402
+
+from gradderiv.functional import _attention, _tiles  # noqa: E402
 
 
 @pytest.fixture
 def reference():
-    return naive
+    """Exponentials and sums, differentiated by autograd."""
+    return lambda *inputs, **options: attention_cases.naive(*inputs, **options)[0]
 
 
 @pytest.fixture
@@ -29,6 +29,24 @@ def tensors():
     named = {name: torch.randn(s, dtype=torch.float64, requires_grad=True) for name, s in shapes.items()}
     mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     return (*named.values(), mask)
+
+
+@pytest.fixture
+def several_tiles(monkeypatch):
+    """At most two queries of one head in a tile: 5 queries are three tiles, the last of which is smaller."""
+    monkeypatch.setattr(_tiles, "ROWS", 2)
+    monkeypatch.setattr(_tiles, "ENTRIES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(_tiles, "FEWEST", 2)
+
+
+@pytest.fixture
+def one_seed(monkeypatch):
+    """Dropout keeps what it kept: the same in each call and in each head."""
+
+    def seeds_like(Q):
+        return torch.full((*Q.shape[:-2], 1, 1), attention_cases.SEED)
+
+    monkeypatch.setattr(_attention, "seeds_like", seeds_like)
 
 
 @pytest.fixture(autouse=True)

@@ -41,8 +41,12 @@ def case(name, tensors):
 
 def test_signature_is_that_of_pytorch():
     ours = inspect.signature(attention).parameters
-    assert list(ours) == ["Q", "K", "V", "attn_mask", "is_causal", "scale"]
-    assert all(name in scaled_dot_product_attention.__doc__ for name in list(ours)[3:])
+    shared = [name for name, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    written = scaled_dot_product_attention.__doc__.split("(", 1)[1].split(")")[0].replace("*,", "").split(",")
+    theirs = [argument.split("=")[0].split(":")[0].strip() for argument in written]
+    assert shared[:3] == ["Q", "K", "V"]
+    assert shared[3:] == theirs[3:] == ["attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"]
+    assert all(ours[name].default in (None, 0.0, False) for name in list(ours)[3:])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -119,15 +123,6 @@ def test_a_row_that_sees_nothing_is_zero_and_has_no_gradient(additive, tensors):
     assert plain[:, 1].isnan().all()
 
 
-def test_only_what_is_asked_for_gets_a_gradient(tensors):
-    Q, K, V, _, mask = tensors
-    node = attention(Q.detach(), K, V.detach(), mask).grad_fn
-    gradients = [g is not None for g in node.apply(torch.ones(2, 3, 6, dtype=Q.dtype))]
-    # the rule, Q, K, V, bias, mask, scale
-    assert gradients == [False, False, True, False, False, False, False]
-    assert attention(Q.detach(), K.detach(), V.detach()).grad_fn is None
-
-
 def test_layouts_do_not_matter(tensors):
     Q, K, V, *_ = tensors
     wide = Q.detach().mT.contiguous().mT.requires_grad_()
@@ -198,8 +193,15 @@ BAD = {
     "a list": (lambda Q, K, V: attention(Q.tolist(), K, V, is_causal=True), DtypeError, "Q as a tensor"),
     "a vector": (lambda Q, K, V: attention(Q[0, 0], K, V, is_causal=True), InputError, "one row"),
     "widths": (lambda Q, K, V: attention(Q, K[..., :3], V), InputError, "different widths"),
-    "grouped": (lambda Q, K, V: attention(Q, K[:1], V[:1]), InputError, "key/value heads"),
-    "empty": (lambda Q, K, V: attention(Q[:0], K[:0], V[:0]), InputError, "empty"),
+    "grouped": (lambda Q, K, V: attention(Q.repeat(2, 1, 1), K, V), InputError, "key/value heads"),
+    "a group": (
+        lambda Q, K, V: attention(Q, Q.repeat(2, 1, 1), Q.repeat(2, 1, 1), enable_gqa=True),
+        InputError,
+        "does not divide",
+    ),
+    "heads elsewhere": (lambda Q, K, V: attention(Q[0], K[0], V[0], enable_gqa=True), InputError, "axis -3"),
+    "no width": (lambda Q, K, V: attention(Q[..., :0], K[..., :0], V), InputError, "width 0"),
+    "values": (lambda Q, K, V: attention(Q, K, V[:, :4]), InputError, "number of keys than of values"),
     "dtypes": (lambda Q, K, V: attention(Q.float(), K, V), DtypeError, "one dtype"),
     "integers": (lambda Q, K, V: attention(Q.int(), K.int(), V.int()), DtypeError, "floating-point"),
     "complex": (lambda Q, K, V: attention(Q + 0j, K + 0j, V + 0j), DtypeError, "real entries"),
@@ -209,7 +211,32 @@ BAD = {
         InputError,
         "mask that broadcasts",
     ),
-    "bias shape": (lambda Q, K, V: attention(Q, K, V, torch.ones(5, 3).double()), InputError, "bias that br"),
+    "bias shape": (
+        lambda Q, K, V: attention(Q, K, V, torch.ones(5, 3).double()),
+        InputError,
+        "attn_mask that br",
+    ),
+    "bias shape, by name": (
+        lambda Q, K, V: attention(Q, K, V, bias=torch.ones(5, 3).double()),
+        InputError,
+        "bias that br",
+    ),
+    "two biases": (
+        lambda Q, K, V: attention(Q, K, V, torch.ones(3, 5).double(), bias=torch.ones(3, 5).double()),
+        InputError,
+        "boolean attn_mask beside a bias",
+    ),
+    "bias dtype": (lambda Q, K, V: attention(Q, K, V, bias=torch.ones(3, 5)), DtypeError, "one dtype"),
+    "per cent": (lambda Q, K, V: attention(Q, K, V, dropout_p=10), InputError, "from 0 to 1"),
+    "cap of 0": (lambda Q, K, V: attention(Q, K, V, softcap=0.0), InputError, "softcap=None"),
+    "cap": (lambda Q, K, V: attention(Q, K, V, softcap=Q.max()), DtypeError, r"softcap\.item\(\)"),
+    "window": (lambda Q, K, V: attention(Q, K, V, window=3), InputError, r"\(left, right\)"),
+    "window of signs": (lambda Q, K, V: attention(Q, K, V, window=(-3, 0)), InputError, "unbounded"),
+    "sinks": (
+        lambda Q, K, V: attention(Q, K, V, sinks=torch.ones(3).double()),
+        InputError,
+        "one sink for each head",
+    ),
     "temperature": (lambda Q, K, V: attention(Q, K, V, scale=Q.mean()), DtypeError, "temperature"),
 }
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from gradderiv import prove
 from gradderiv.errors import DtypeError, InputError
 from gradderiv.functional import _graph as module
-from gradderiv.functional import graph_attention
+from gradderiv.functional import _lists, graph_attention
 from gradderiv.rules import graph as rules
 from gradderiv.rules._graph import as_if_symmetric
 from gradderiv.rules.graphs import from_lists, multiplicity, pyramidal, random_graph, sliding_window
@@ -54,7 +54,7 @@ def test_value_and_gradients_are_those_of_dense_masked_attention(batch, inverse)
 def test_how_much_is_gathered_at_a_time_changes_nothing(gathered, monkeypatch):
     x = draw(batch=(2, 3))
     before = torch.autograd.grad(ours()(*x).sin().sum(), x)
-    monkeypatch.setattr(module, "GATHERED", gathered)
+    monkeypatch.setattr(_lists, "GATHERED", gathered)
     assert_close(torch.autograd.grad(ours()(*x).sin().sum(), x), before, rtol=1e-14, atol=1e-15)
 
 
@@ -78,7 +78,7 @@ def test_narrow_types(dtype):
 
 
 def test_the_same_bits_twice_whatever_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(_lists, "SMALL", 0)
     graph = pyramidal(256)
     x = draw(len(graph), len(graph), 16, 16, batch=(2,), dtype=torch.float32)
     first = torch.autograd.grad(graph_attention(*x, graph).sin().sum(), x)
@@ -90,11 +90,11 @@ def test_the_same_bits_twice_whatever_the_number_of_threads(monkeypatch):
 def test_small_work_takes_one_thread_and_gives_the_others_back(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        module, "dots", lambda *a, f=module.dots: seen.append(torch.get_num_threads()) or f(*a)
+        _lists, "dots", lambda *a, f=_lists.dots: seen.append(torch.get_num_threads()) or f(*a)
     )
     torch.set_num_threads(2)
     for small in (2**23, 0):
-        monkeypatch.setattr(module, "SMALL", small)
+        monkeypatch.setattr(_lists, "SMALL", small)
         x = draw()
         torch.autograd.grad(ours()(*x).sum(), x)
         assert torch.get_num_threads() == 2
@@ -268,3 +268,30 @@ def test_autocast_computes_in_its_type():
     x = tuple(t.detach().float().requires_grad_() for t in draw())
     with torch.autocast("cpu", torch.bfloat16):
         assert graph_attention(*x, LISTS, INVERSE).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("inverse", [None, INVERSE], ids=["sorted", "inverse"])
+def test_compiles_without_a_break(inverse):
+    x = draw()
+
+    def loss(*x):
+        return graph_attention(*x, LISTS, inverse).sin().sum()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    assert_close(grad_of(compiled, x), grad_of(loss, x), rtol=0, atol=1e-15)
+    # the twin: of another graph
+    assert not torch.equal(
+        grad_of(compiled, x)[0], grad_of(lambda *x: graph_attention(*x, LISTS.flip(0)).sin().sum(), x)[0]
+    )
+
+
+def grad_of(loss, x):
+    return torch.autograd.grad(loss(*x), x)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_the_operators_are_as_pytorch_wants_them():
+    x = draw()
+    for given in ((None, None), INVERSE):
+        torch.library.opcheck(torch.ops.gradderiv.graph_attention.default, (*x, LISTS, *given, 0.5))

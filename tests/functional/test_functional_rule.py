@@ -1,81 +1,75 @@
-"""A Function made from a wrong rule must fail the checks that the right one passes."""
+"""A slip in one line of the tile's formulas must fail the checks that the right ones pass: by floats, and exactly."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-import torch
+from attention_cases import case
+from tile_mutants import FIRST, MUTANTS
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 
-from gradderiv.functional._attention import _attention
-from gradderiv.rules import attention as rules
+import gradderiv
+from gradderiv.rules import tile
 
+FORWARD = {"lse", "values", "slope of the cap"}
+"""Those that are wrong in forward mode. What is wrong there is wrong in the double backward, which is made of it."""
 
-def without_row_sum(dO, saved):
-    """dS = P ∘ dP: the softmax's mean forgotten."""
-    Q, K, V, P = saved.Q, saved.K, saved.V, saved.P
-    dS = P * (dO @ V.mT)
-    right = rules.attention_vjp(dO, saved)
-    return right._replace(Q=saved.scale * dS @ K, K=saved.scale * dS.mT @ Q)
-
-
-def with_still_weights(saved, Q_dot, K_dot, V_dot, bias_dot=None):
-    """Ȯ = P V̇: Ṗ V forgotten."""
-    return saved.P @ V_dot
-
-
-def with_still_gradient(dO, saved, dO_dot, *tangents, **named):
-    """The second-order rule with dQ̇ short of τ dS K̇."""
-    right = rules.attention_vjp_jvp(dO, saved, dO_dot, *tangents, **named)
-    P, V = saved.P, saved.V
-    dP = dO @ V.mT
-    dS = P * (dP - (P * dP).sum(-1, keepdim=True))
-    return right._replace(Q=right.Q - saved.scale * dS @ named["K_dot"])
-
-
-def with_swapped_fields(dO, saved):
-    """The gradients of keys and values, of equal shape here, exchanged."""
-    right = rules.attention_vjp(dO, saved)
-    return right._replace(K=right.V, V=right.K)
+FORWARD_ALONE = {
+    "fast_mode": True,
+    "check_fwd_over_rev": True,
+    "check_rev_over_rev": False,
+    "check_undefined_grad": False,
+}
 
 
 @pytest.fixture
-def inputs():
-    torch.manual_seed(2)
-    return tuple(torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 5, 5))
+def all_options(several_tiles, one_seed):
+    return case("everything", B=1, n_q=3, n_k=3, d_k=2, d_v=1)
 
 
-def function(rule):
-    return lambda Q, K, V: rule(Q, K, V, None, None, None)
+def test_the_right_rule_passes(all_options):
+    function, inputs = all_options.ours, all_options.inputs
+    assert gradcheck(function, inputs, fast_mode=True, check_forward_ad=True)
+    assert gradgradcheck(function, inputs, fast_mode=True, check_fwd_over_rev=True)
 
 
-def test_the_right_rule_passes(inputs):
-    assert gradcheck(function(_attention), inputs, check_forward_ad=True)
-    assert gradgradcheck(function(_attention), inputs, check_fwd_over_rev=True)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_slip_fails_in_its_order_and_not_before(name, all_options, monkeypatch):
+    monkeypatch.setattr(tile, *MUTANTS[name])
+    function, inputs = all_options.ours, all_options.inputs
+    if name in FIRST:
+        with pytest.raises(GradcheckError, match="Jacobian mismatch"):
+            gradcheck(function, inputs, fast_mode=True)
+        return
+    assert gradcheck(function, inputs, fast_mode=True)
+    if name in FORWARD:
+        with pytest.raises(GradcheckError, match="forward mode"):
+            gradcheck(function, inputs, fast_mode=True, check_forward_ad=True)
+    else:
+        assert gradcheck(function, inputs, fast_mode=True, check_forward_ad=True)
+    with pytest.raises(GradcheckError, match="mismatch"):
+        gradgradcheck(function, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("vjp", [without_row_sum, with_swapped_fields])
-def test_a_wrong_vjp_fails_first_order(vjp, inputs):
-    with pytest.raises(GradcheckError, match="Jacobian mismatch"):
-        gradcheck(function(replace(_attention, vjp=vjp)), inputs)
-
-
-def test_a_wrong_jvp_fails_forward_mode_and_double_backward(inputs):
-    wrong = function(replace(_attention, jvp=with_still_weights))
-    assert gradcheck(wrong, inputs)
+@pytest.mark.parametrize("name", ["cap", "keys in second order"])
+def test_a_slip_fails_forward_over_reverse(name, all_options, monkeypatch):
+    monkeypatch.setattr(tile, *MUTANTS[name])
     with pytest.raises(GradcheckError, match="forward mode"):
-        gradcheck(wrong, inputs, check_forward_ad=True)
-    with pytest.raises(GradcheckError, match="Jacobian mismatch"):
-        gradgradcheck(wrong, inputs)
+        gradgradcheck(all_options.ours, all_options.inputs, **FORWARD_ALONE)
 
 
-def test_a_wrong_vjp_jvp_fails_second_order_alone(inputs):
-    wrong = function(replace(_attention, vjp_jvp=with_still_gradient))
-    assert gradcheck(wrong, inputs, check_forward_ad=True)
-    with pytest.raises(GradcheckError, match="Jacobian mismatch"):
-        gradgradcheck(wrong, inputs)
-    forward = {"check_fwd_over_rev": True, "check_rev_over_rev": False, "check_undefined_grad": False}
-    with pytest.raises(GradcheckError, match="forward mode"):
-        gradgradcheck(wrong, inputs, **forward)
+EXACTLY = {"row sum", "cap", "sink", "dropout"}
+"""tests/rules/test_tile.py refutes all of them by the rule itself."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in EXACTLY else pytest.mark.slow) for n in MUTANTS]
+)
+def test_a_slip_is_refuted_exactly(name, monkeypatch, one_seed):
+    """By ``prove`` alone, which has no reference: the forward is right, and its derivatives are not."""
+    monkeypatch.setattr(tile, *MUTANTS[name])
+    all_options = case("everything", B=1, n_q=2, n_k=2, d_k=2, d_v=1)
+    first = name in FIRST
+    order = {"order": 1} if first else {"order": 2, "forward_mode": name in FORWARD}
+    proof = gradderiv.prove(all_options.ours, all_options.inputs, names=tuple(all_options.tensors), **order)
+    assert proof.verdict == "refuted", str(proof)
