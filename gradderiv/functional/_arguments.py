@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from gradderiv.errors import DtypeError, InputError, message
 from gradderiv.rules._inputs import kind, require, require_broadcast, require_floating, require_mask, shapes
 
+LEARNED = "multiply Q by it and pass scale=1.0, or scale.item() where it is not learned"
 AS_IT_SHOULD = "attention needs Q (..., n_q, d_k), K (..., n_k, d_k) and V (..., n_k, d_v)"
 
 
@@ -22,7 +23,7 @@ def require_tensors(Q: Tensor, K: Tensor, V: Tensor, enable_gqa: bool) -> None:
         DtypeError: integers, complex numbers, several dtypes or devices.
     """
     require_floating("attention", Q=Q, K=K, V=V)
-    _require_real(Q=Q, K=K, V=V)
+    require_real(Q=Q, K=K, V=V)
     came = shapes(Q=Q, K=K, V=V)
     require(
         min(Q.dim(), K.dim(), V.dim()) >= 2,
@@ -117,11 +118,11 @@ def require_on_scores(Q: Tensor, K: Tensor, attn_mask: Any, bias: Any, sinks: An
         _require_attn_mask(Q, attn_mask, bias, scores)
     if bias is not None:
         require_floating("attention", Q=Q, bias=bias)
-        _require_real(bias=bias)
+        require_real(bias=bias)
         require_broadcast("attention", "bias", bias, scores)
     if sinks is not None:
         require_floating("attention", Q=Q, sinks=sinks)
-        _require_real(sinks=sinks)
+        require_real(sinks=sinks)
         require(
             sinks.shape in (Q.shape[-3:-2], torch.Size()),
             "attention needs one sink for each head: sinks (h)",
@@ -139,16 +140,15 @@ def require_numbers(scale: Any, softcap: Any, dropout_p: Any, window: Any) -> No
         DtypeError: a tensor for a number.
     """
     if scale is not None:
-        do = "multiply Q by it and pass scale=1.0, or scale.item() where it is not learned"
-        _require_number("scale", scale, do)
+        require_number("scale", scale, LEARNED)
     if softcap is not None:
-        _require_number("softcap", softcap, "softcap.item()")
+        require_number("softcap", softcap, "softcap.item()")
         if not 0 < softcap < float("inf"):
             asked = "a softcap is a number c > 0 in S = c tanh(Z/c)"
             cause = "0 or inf for no cap, as some configurations have it"
             raise InputError(message(asked, repr(softcap), cause, "softcap=None"))
     if dropout_p:
-        _require_number("dropout_p", dropout_p, "dropout_p.item()")
+        require_number("dropout_p", dropout_p, "dropout_p.item()")
         if not 0.0 <= dropout_p <= 1.0:
             asked = "dropout_p is the probability with which a weight is dropped, from 0 to 1"
             raise InputError(message(asked, repr(dropout_p), "per cent, or what is kept", "dropout_p=0.1"))
@@ -172,10 +172,7 @@ def _require_window(window: Any) -> None:
 def _require_attn_mask(Q: Tensor, attn_mask: Any, bias: Any, scores: tuple[int, ...]) -> None:
     if not isinstance(attn_mask, Tensor) or not attn_mask.is_floating_point():
         require_mask("attention", attn_mask, scores)
-        if attn_mask.device != Q.device:
-            came, do = f"Q {Q.device}, attn_mask {attn_mask.device}", "attn_mask.to(Q.device)"
-            cause = "a mask was left behind when the model was moved"
-            raise DtypeError(message("attention needs one device", came, cause, do))
+        _require_device(Q, attn_mask)
         return
     require(
         bias is None,
@@ -184,11 +181,23 @@ def _require_attn_mask(Q: Tensor, attn_mask: Any, bias: Any, scores: tuple[int, 
         "a mask of 0 and -inf",
         "pass their sum as one of the two, or attn_mask=(attn_mask == 0)",
     )
-    require_floating("attention", Q=Q, attn_mask=attn_mask.to(Q.dtype))
+    _require_device(Q, attn_mask)
     require_broadcast("attention", "attn_mask", attn_mask, scores)
 
 
-def _require_real(**tensors: Tensor) -> None:
+def _require_device(Q: Tensor, attn_mask: Tensor) -> None:
+    if attn_mask.device != Q.device:
+        came, do = f"Q {Q.device}, attn_mask {attn_mask.device}", "attn_mask.to(Q.device)"
+        cause = "a mask was left behind when the model was moved"
+        raise DtypeError(message("attention needs one device", came, cause, do))
+
+
+def require_real(**tensors: Tensor) -> None:
+    """Demand real entries.
+
+    Raises:
+        DtypeError: complex ones.
+    """
     for name, value in tensors.items():
         if value.is_complex():
             raise DtypeError(
@@ -201,7 +210,12 @@ def _require_real(**tensors: Tensor) -> None:
             )
 
 
-def _require_number(name: str, value: Any, do: str) -> None:
+def require_number(name: str, value: Any, do: str) -> None:
+    """Demand a number.
+
+    Raises:
+        DtypeError: a tensor, or anything else.
+    """
     if not isinstance(value, (int, float)):
         raise DtypeError(
             message(

@@ -113,7 +113,7 @@ class Value(Attention):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.told, *x = inputs
         O, lse, *_ = output
-        _keep(ctx, (*x, O, lse))
+        _keep(ctx, (*x, O if ctx.told.call.fused else None, lse))  # tiles do not read O
 
     @staticmethod
     def jvp(ctx: Any, told_dot: None, *dots: Any) -> Any:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gradderiv.errors import DtypeError, message
+from gradderiv.functional._arguments import LEARNED, require_number, require_real
 from gradderiv.functional._nested import is_mapped_unasked, outer_tangents, primal
 
 
@@ -72,24 +72,10 @@ class Rule:
 
     def _require_real_numbers(self, arguments: Sequence[Any]) -> None:
         for name, value in zip(self.variables + self.constants, arguments, strict=True):
-            if isinstance(value, Tensor) and value.is_complex():
-                raise DtypeError(
-                    message(
-                        f"attention needs {name} with real entries",
-                        f"dtype {value.dtype}",
-                        "a complex gradient conjugates where the closed forms only transpose",
-                        f"torch.view_as_real({name})",
-                    )
-                )
-            if isinstance(value, Tensor) and name == "scale":
-                raise DtypeError(
-                    message(
-                        "attention needs scale as a number",
-                        f"a tensor of shape {tuple(value.shape)}",
-                        "a learned temperature, whose gradient would be lost",
-                        "multiply Q by it and pass scale=1.0, or scale.item() where it is not learned",
-                    )
-                )
+            if isinstance(value, Tensor):
+                require_real(**{name: value})
+                if name == "scale":
+                    require_number(name, value, LEARNED)
 
 
 class FirstOrder(Function):

@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gradderiv.functional import _graph_op
 from gradderiv.functional._autocast import autocast_on_entry
 from gradderiv.functional._function import Gradient, Rule, _keep, _kept, _needed
 from gradderiv.functional._lists import Saved, gradients, require, value
-from gradderiv.functional._nested import is_mapped_unasked, ordinary, outer_tangents, primal
+from gradderiv.functional._nested import (
+    is_mapped_unasked,
+    ordinary,
+    outer_tangents,
+    primal,
+    require_no_forward_mode,
+)
 from gradderiv.rules import graph as rules
 
 _graph = Rule(
@@ -100,12 +105,7 @@ def graph_attention(
     arguments = (Q, K, V, neighbours, queries, positions, tau)
     _graph._require_real_numbers(arguments)
     if torch.compiler.is_compiling():
-        if (
-            forward_ad._current_level >= 0
-        ):  # the operator has no tangent, and PyTorch would take 0 without a word
-            raise NotImplementedError(
-                "graph_attention has no forward mode under torch.compile: compile the parts around it"
-            )
+        require_no_forward_mode("graph_attention")
         return _graph_op.forward(*arguments)[0]
     require(*arguments[:-1])
     O, _ = Value.apply(_graph, *arguments)

@@ -44,6 +44,18 @@ def nobody_differentiates(tensors: Sequence[Tensor | None]) -> bool:
     return _alone([t for t in tensors if t is not None])
 
 
+def require_no_forward_mode(where: str) -> None:
+    """For an operator of ``torch.library``: it has no tangent, and PyTorch would take 0 without a word.
+
+    Raises:
+        NotImplementedError: a tangent may be asked for.
+    """
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            f"{where} has no forward mode under torch.compile: compile the parts around it"
+        )
+
+
 def _alone(tensors: Iterable[Tensor]) -> bool:
     if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
         return False

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gradderiv.functional import _fused
 from gradderiv.functional._given import Given, Told, gradient, value
+from gradderiv.functional._nested import require_no_forward_mode
 from gradderiv.functional._tiles import VARIABLES, Call, Inputs, computed_in
 from gradderiv.rules.tile import Outputs
 
@@ -19,10 +19,7 @@ def attention(call: Call, x: Inputs) -> tuple[Tensor, ...]:
     if call.fused and not call.lse and not (x.bias is not None and x.bias.requires_grad):
         O = _fused.whole(call, x)
         return O, O
-    if forward_ad._current_level >= 0:  # the operator has no tangent, and PyTorch would take 0 without a word
-        raise NotImplementedError(
-            "attention has no forward mode under torch.compile: compile the parts around it"
-        )
+    require_no_forward_mode("attention")
     O, lse, W = forward(*x, *call)
     return (O, lse, W) if call.weights else (O, lse)
 
