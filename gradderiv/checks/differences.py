@@ -194,10 +194,9 @@ class _Evaluator:
             return torch.cat([self._values(name, *chunk).cpu() for chunk in _chunks(rows, entries, offsets)])
 
     def _values(self, name: str, entries: Tensor, offsets: Tensor) -> Tensor:
+        points = self._moved(name, entries, offsets)
         if self.vectorised[name]:
-            return self._vmapped(name, self._moved(name, entries, offsets))
-        each = _chunks(1, entries, offsets)
-        points = (self._moved(name, e, o).squeeze(0) for e, o in each)
+            return self._vmapped(name, points)
         return torch.stack([self.loss({**self.args, name: x}).reshape(()) for x in points])
 
     def _moved(self, name: str, entries: Tensor, offsets: Tensor) -> Tensor:

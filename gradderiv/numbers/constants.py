@@ -33,6 +33,10 @@ class Reading(NamedTuple):
     ln2: int = 0
     fourth: int = 1
 
+    @property
+    def is_integer(self) -> bool:
+        return self.ratio.denominator == 1 and self[1:] == (1, 0, 0, 1)
+
     def __float__(self) -> float:
         return (
             float(self.ratio)

@@ -57,7 +57,7 @@ class Field(Opaque):
         if isinstance(value, Number):
             raise NoExactMeaning(f"a {type(value).__name__} of another system cannot enter this field")
         holes = None
-        if value.dtype.is_floating_point:
+        if value.dtype.is_floating_point and not _ordinary(value):
             holes = value == -torch.inf
             low = (value <= HIDDEN) & ~holes
             if bool(low.any()):
@@ -98,8 +98,7 @@ class Field(Opaque):
             denominator = math.lcm(denominator, reading.ratio.denominator)
             numerator = max(numerator, abs(reading.ratio.numerator) * reading.root * reading.fourth)
         if len(readings) <= LISTED:
-            shown = [r for r in readings if r != Reading(Fraction(int(r.ratio)))]
-            self.readings |= {f"{float(r):.6g} = {r}": None for r in shown}
+            self.readings |= {f"{float(r):.6g} = {r}": None for r in readings if not r.is_integer}
         lanes = [
             torch.tensor([self._residue(r, p, j) for r in readings], device=value.device)[index]
             for j, p in enumerate(self.primes)
@@ -260,6 +259,14 @@ class Field(Opaque):
         notes = [_number(x).note for x in tensors]
         records = [n.value for n in notes] + [n.log for n in notes if n.log is not None]
         return join_degrees(records).sum_of(2)
+
+
+def _ordinary(value: Tensor) -> bool:
+    """Whether all entries are finite, and none so low that it may stand for −∞."""
+    if not value.numel():
+        return True
+    low, high = torch.aminmax(value)
+    return float(low) > HIDDEN and float(high) < math.inf
 
 
 def _number(x: Tensor) -> Number:

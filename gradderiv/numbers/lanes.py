@@ -45,11 +45,17 @@ class Note(NamedTuple):
         """Without what an operation on entries does away with."""
         return self._replace(inverse=None, shift=False)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether some record says in which rows its inverses lie."""
+        records = (self.value, self.log, self.log_inverse, self.inverse)
+        return any(r is not None and r.rows for r in records)
+
     def moved(self, moves: Moves) -> Note:
         """After the axes of the tensor have moved."""
-        records = (self.value, self.log, self.log_inverse, self.inverse)
-        if not any(r is not None and r.rows for r in records):
+        if not self.aligned:
             return self
+        records = (self.value, self.log, self.log_inverse, self.inverse)
         log, log_inverse, inverse = (None if r is None else r.moved(moves) for r in records[1:])
         return Note(self.value.moved(moves), log, log_inverse, inverse, self.shift)
 
@@ -135,13 +141,16 @@ class Lanes(System):
         return Note(join_degrees([n.value for n in notes]), joined("log"), joined("log_inverse"))
 
     def seen(self, x: Number) -> Note:
+        if not x.cell.note.aligned:
+            return x.cell.note
         stored = x.cell.parts[self.main]
         if x.main.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
             return x.cell.note.moved({})
         return x.cell.note.moved(seen_through(x.main, stored))
 
     def written(self, x: Number, new: Number) -> Note:
-        return new.note.moved(written_through(x.main, x.cell.parts[self.main]))
+        note = new.note
+        return note.moved(written_through(x.main, x.cell.parts[self.main])) if note.aligned else note
 
     # ---- parts
 

@@ -78,6 +78,7 @@ class Number(torch.Tensor):
     base: Number | None
     step: Step
     _seen: dict[str, tuple[Part, Part]]
+    _noted: tuple[Any, Any]  # the note of the base, and that of this view
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -101,6 +102,7 @@ class Number(torch.Tensor):
         )
         self.system, self.cell, self.base, self.step = system, cell, base, step
         self._seen = {system.main: (cell.parts[system.main], shown)}
+        self._noted = None, None
         return self
 
     def part(self, name: str) -> Part:
@@ -132,7 +134,12 @@ class Number(torch.Tensor):
 
     @property
     def note(self) -> Any:
-        return self.cell.note if self.base is None else self.system.seen(self)
+        stored = self.cell.note
+        if stored is None or self.base is None:
+            return stored
+        if self._noted[0] is not stored:
+            self._noted = stored, self.system.seen(self)
+        return self._noted[1]
 
     def write(self, new: Number) -> None:
         """Overwrite the entries of this view, and so those of its base, by those of ``new``."""

@@ -61,8 +61,13 @@ def numbers_in(values: Any) -> list[Number]:
     return found
 
 
-def system_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> System:
-    return max((x.system for x in numbers_in((*args, *kwargs.values()))), key=lambda s: s.rank)
+def highest(numbers: list[Number]) -> System:
+    """The system in which these numbers meet."""
+    system = numbers[0].system
+    for x in numbers[1:]:
+        if x.system.rank > system.rank:
+            system = x.system
+    return system
 
 
 def lift(system: System, value: Any, like: Number | None = None) -> Number:

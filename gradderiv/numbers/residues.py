@@ -6,7 +6,8 @@ A matrix product goes through float64 BLAS on halves a = a₁ 2¹⁶ + a₀ (a�
     a b = a₁b₁ 2³² + ((a₁ + a₀)(b₁ + b₀) − a₁b₁ − a₀b₀) 2¹⁶ + a₀b₀.
 
 The largest is (a₁ + a₀)(b₁ + b₀) ≤ (2¹⁵ + 2¹⁶ − 2)², and a sum of K of them is exact in float64 while it stays below 2⁵³:
-K ≤ :data:`LONGEST` = ⌊2⁵³/(98302)²⌋ = 932,105. A longer contraction is split.
+K ≤ :data:`LONGEST` = ⌊2⁵³/(98302)²⌋ = 932,105. A longer contraction is split. A short one needs no halves of b, and two products: a₀ b < 2⁴⁷, so
+that K ≤ :data:`SHORT` = 64 of them stay below 2⁵³.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import Tensor
 from gradderiv.numbers.ledger import SMALLEST
 
 LONGEST = 2**53 // (2**15 + 2**16 - 2) ** 2
+SHORT = 2**53 // (2**16 * 2**31)
+FEW = 64  # entries up to which Python inverts one by one sooner than torch all of them
 _LOW = (1 << 16) - 1
 
 
@@ -75,6 +78,9 @@ def total(a: Tensor, dims: tuple[int, ...], keepdim: bool, p: int) -> Tensor:
 
 def inverse(a: Tensor, p: int) -> Tensor:
     """a^(p−2); 0 for 0, which the caller must have excluded."""
+    if a.numel() <= FEW:
+        powers = [pow(x, -1, p) if x else 0 for x in a.reshape(-1).tolist()]
+        return torch.empty_like(a).copy_(torch.tensor(powers, dtype=a.dtype).reshape(a.shape))
     out, power, exponent = torch.ones_like(a), a, p - 2
     while exponent:
         if exponent & 1:
@@ -85,12 +91,15 @@ def inverse(a: Tensor, p: int) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor, p: int) -> Tensor:
-    """a @ b mod p at the speed of three float64 products; see the module for the bound."""
+    """a @ b mod p at the speed of two or three float64 products; see the module for the bounds."""
     length = a.shape[-1]
     if length > LONGEST:
         pieces = zip(a.split(LONGEST, -1), b.split(LONGEST, -2), strict=True)
         return torch.stack([matmul(x, y, p) for x, y in pieces]).sum(0).fmod_(p)
     a1, a0 = (a >> 16).double(), (a & _LOW).double()
+    if length <= SHORT:
+        b = b.double()
+        return (a1 @ b).long().fmod_(p).mul_(2**16).add_((a0 @ b).long()).fmod_(p)  # < 2⁴⁷ + 2⁵³
     b1, b0 = (b >> 16).double(), (b & _LOW).double()
     high, low = a1 @ b1, a0 @ b0
     middle = ((a1 + a0) @ (b1 + b0)).sub_(high).sub_(low)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from gradderiv.numbers import arithmetic, indexing, norms, order, smooth  # noqa: F401  they enter their handlers
 from gradderiv.numbers.number import Number, System, Unanswered
-from gradderiv.numbers.operands import ARITHMETIC, aten, no_meaning, numbers_in, system_of
+from gradderiv.numbers.operands import ARITHMETIC, aten, highest, no_meaning, numbers_in
 from gradderiv.numbers.structure import STRUCTURE, VIEWS, broadcast, structure, view
 
 CARRIES = VIEWS | {aten.scatter.src, aten.clone.default}  # what may be done to the place of a maximum
@@ -25,15 +25,17 @@ OTHERWISE_NAMED = {aten.pow_.Scalar: aten.pow.Tensor_Scalar}  # in place, where 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Answer one aten operation that reached a Number."""
-    system = system_of(args, kwargs)
-    if func not in CARRIES and any(x.dtype == torch.int64 for x in numbers_in((*args, *kwargs.values()))):
-        raise no_meaning(func, "asks where a maximum stands, on which nothing may depend,")
+    numbers = numbers_in((*args, *kwargs.values()))
+    system = highest(numbers)
     if func in VIEWS:
         return view(system, func, args, kwargs)
-    if func in ARITHMETIC:
+    if torch.int64 in [x.dtype for x in numbers] and func not in CARRIES:
+        raise no_meaning(func, "asks where a maximum stands, on which nothing may depend,")
+    handler = ARITHMETIC.get(func)
+    if handler is not None:
         try:
-            out = ARITHMETIC[func](system, *args, **kwargs)
-            return out if func._schema.is_mutable else _own(out, args)
+            out = handler(system, *args, **kwargs)
+            return out if func._schema.is_mutable else _own(out, numbers)
         except TypeError as error:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise
@@ -51,12 +53,12 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     raise no_meaning(func)
 
 
-def _own(out: Any, args: tuple[Any, ...]) -> Any:
+def _own(out: Any, operands: list[Number]) -> Any:
     """A result that shares no memory with an operand, so that writing into one leaves the other alone."""
     if not isinstance(out, Number):
         return out
-    taken = {pointer for x in numbers_in(args) for pointer in _memory(x)}
-    if not taken.intersection(_memory(out)):
+    taken = {pointer for x in operands for pointer in _memory(x)}
+    if taken.isdisjoint(_memory(out)):
         return out
     parts = {name: torch.clone(out.part(name)) for name in out.names}
     return out.system.wrap(parts, out.note, out.dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,8 +47,22 @@ STEPS: list[tuple[int, int, str]] = []
 
 @pytest.fixture(scope="module")
 def small() -> BenchAttention:
+    """A run in this process: every process of its own imports torch anew, and one of them is tried below."""
     STEPS.clear()
-    return bench_attention(TINY, dtype="float64", threads=1, progress=lambda *step: STEPS.append(step))
+
+    def here(plans: Sequence[Plan], step: Callable[[str], None]) -> Iterator[Row]:
+        for plan in plans:
+            yield from measured(plan, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradderiv.bench.attention.apart", here)
+        gc.freeze()  # as a process of its own does: nothing to look through before every peak
+        try:
+            return bench_attention(
+                TINY, dtype="float64", threads=1, progress=lambda *step: STEPS.append(step)
+            )
+        finally:
+            gc.unfreeze()
 
 
 def nothing() -> None:
@@ -151,6 +167,24 @@ def test_a_slow_call_counts_as_the_only_one(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(measure, "SLOW", 0.0)
     rows = list(measured(Plan(SMALL, (DOUBLE,), (OURS,), budget=100.0)))
     assert [len(r.times) for r in rows] == [len(r.second) for r in rows] == [1]
+
+
+def test_a_process_of_its_own_says_what_this_one_would() -> None:
+    plans = [
+        Plan(SMALL, (DOUBLE, JVP), budget=0.01, threads=1, dtype="float64"),
+        Plan(Case(2, 16, 4, True), (FIRST,), (OURS, MATH), budget=0.0, threads=1),
+    ]
+    steps: list[str] = []
+    found, here = list(apart(plans, steps.append)), [row for plan in plans for row in measured(plan)]
+    assert [(r.case, r.task, r.way, r.trouble) for r in found] == [
+        (r.case, r.task, r.way, r.trouble) for r in here
+    ]
+    for row, other in zip(found, here, strict=True):
+        assert bool(row.times) == bool(other.times)
+        assert bool(row.second) == bool(other.second)
+        assert (row.memory is None) == (other.memory is None)
+        assert row.differs == other.differs
+    assert "2 × 8: double backward, MATH" in steps
 
 
 def test_a_process_that_dies_leaves_rows_that_say_so(

@@ -150,7 +150,13 @@ def test_right_backwards_pass_with_every_oracle(way: str) -> None:
     assert {r.verdict for r in report.records} == {"pass"}
 
 
-@pytest.mark.parametrize("way", WRONG)
+ALIKE = {"row sum dropped", "√d_model for √d_k", "dV = P dO", "heads of dQ reversed", "dX with the V path only", "one entry of dW_Q with the wrong sign"}  # fmt: skip
+"""The other of a pair: a wrong Jacobian, scale, transposition, order, sum or entry."""
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=pytest.mark.slow if w in ALIKE else ()) for w in WRONG]
+)
 def test_wrong_backwards_fail_at_small_weights(way: str) -> None:
     """Weights of standard deviation 0.02, as GPT-2 starts: where gradcheck(fast_mode=True) accepts thirteen of the fourteen."""
     report = gradderiv.check(layer(way), inputs(0.02), names=NAMES, n_heads=3)
@@ -189,7 +195,7 @@ def test_heads_are_located() -> None:
 
 @pytest.mark.parametrize(
     ("seed", "std"),
-    [pytest.param(i, s, marks=[] if i % 3 == 0 else pytest.mark.slow) for i, s in enumerate(STDS)],
+    [pytest.param(i, s, marks=[] if i in (0, 6) else pytest.mark.slow) for i, s in enumerate(STDS)],
 )
 def test_no_false_alarm_at_any_scale_in_any_type(seed: int, std: float) -> None:
     report = gradderiv.check(

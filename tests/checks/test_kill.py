@@ -20,17 +20,35 @@ CHEAP = ("forward", "field", "identities")
 QUICK = (
     "field",
     "dual",
-)  # the exact oracles; the others are asked with -m slow, and by ``gradderiv verify --kill-table``
+)  # the exact oracles; all are asked with -m slow, and by ``gradderiv verify --kill-table``
+
+
+def sort_of(mutant: Mutant) -> tuple[str, str]:
+    return mutant.kind, PROBLEMS[mutant.asked_on("dual")[0]].rule
+
+
+# forward mode is asked about one mutant of every sort, and about those that it alone can kill
+MOVED = [
+    *{sort_of(m): m for m in reversed(MUTANTS.values())}.values(),
+    *(m for m in MUTANTS.values() if m.must("dual") and not m.must("field")),
+]
 
 
 @pytest.fixture(scope="module")
 def whole() -> KillTable:
-    return kill_table(oracles=QUICK)
+    return kill_table(oracles=["field"])
 
 
-def test_the_table_is_as_declared(whole: KillTable) -> None:
-    assert whole.as_declared, str(whole.text())
-    assert len(whole.cells) == (len(MUTANTS) + 1) * len(QUICK)
+@pytest.fixture(scope="module")
+def dual() -> KillTable:
+    return kill_table({m.id: m for m in MOVED}.values(), ["dual"])
+
+
+def test_the_tables_are_as_declared(whole: KillTable, dual: KillTable) -> None:
+    for table in (whole, dual):
+        assert table.as_declared, str(table.text())
+    assert len(whole.cells) == len(MUTANTS) + 1
+    assert len(dual.cells) > 25
 
 
 def test_a_wrong_second_order_is_killed_by_the_oracle_for_it() -> None:
@@ -55,16 +73,16 @@ def test_every_oracle_is_as_declared_and_kills() -> None:
             assert "float64" in table.cell(mutant.id, "autograd").numbers, mutant.id
 
 
-def test_nobody_kills_the_right_rules_and_everybody_was_asked(whole: KillTable) -> None:
+def test_nobody_kills_the_right_rules_and_everybody_was_asked(whole: KillTable, dual: KillTable) -> None:
     row = whole.select(mutant=RIGHT.id)
-    assert {c.outcome for c in row} == {"alive"}
+    assert {c.outcome for c in (*row, *dual.select(mutant=RIGHT.id))} == {"alive"}
     rules = {PROBLEMS[problem].rule for c in row if c.oracle == "field" for problem in c.problems}
     assert rules >= {problem.rule for m in MUTANTS.values() for p in m.problems for problem in [PROBLEMS[p]]}
     assert {"multihead", "attend", "transformer", "graph"} <= rules
 
 
-def test_every_mutant_is_killed_exactly(whole: KillTable) -> None:
-    killed = whole.select(outcome="killed")
+def test_every_mutant_is_killed_exactly(whole: KillTable, dual: KillTable) -> None:
+    killed = whole.select(outcome="killed") + dual.select(outcome="killed")
     second = {m.id for m in MUTANTS.values() if m.kind == "second"}
     quiet = {m.id for m in MUTANTS.values() if not any(m.must(o) for o in QUICK)}
     assert {c.mutant for c in killed} == set(MUTANTS) - quiet

@@ -51,7 +51,7 @@ def asked(rule: Rule, *problems: str, dtypes: tuple[torch.dtype, ...] = (F64,)) 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures as matplotlib holds them, instead of the pixels of a file."""
+    """The figures as matplotlib holds them, instead of the pixels of a file, of which few are made."""
     from matplotlib.figure import Figure
 
     figures: list[Any] = []
@@ -59,7 +59,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def watched(self: Figure, *args: Any, **kwargs: Any) -> None:
         figures.append(self)
-        save(self, *args, **kwargs)
+        save(self, *args, **{**kwargs, "dpi": 20})
 
     monkeypatch.setattr(Figure, "savefig", watched)
     return figures

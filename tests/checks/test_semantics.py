@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from gradderiv.rules import fills
 from gradderiv.rules.fills import SEMANTICS, Fill, Semantics, masked_fill
 
 F32, F64 = torch.float32, torch.float64
-ALL = {dtype: {f.name: f for f in semantics(dtype=dtype)} for dtype in (F32, F64)}
 SAYS = {
     "zero": "0",
     "nan": "NaN",
@@ -26,6 +26,11 @@ SAYS = {
 }
 
 
+@cache
+def every(dtype):
+    return {f.name: f for f in semantics(dtype=dtype)}
+
+
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_what_the_empty_row_gives_does_not_depend_on_the_draw(seed, dtype):
@@ -33,7 +38,7 @@ def test_what_the_empty_row_gives_does_not_depend_on_the_draw(seed, dtype):
 
 
 def test_every_semantics_is_there():
-    assert list(ALL[F32]) == list(SEMANTICS) == list(SAYS)
+    assert list(every(F32)) == list(SEMANTICS) == list(SAYS)
 
 
 def by_hand(name, dtype):
@@ -53,7 +58,7 @@ def by_hand(name, dtype):
 def test_leaks_are_those_of_autograd(name):
     """dV and dK of the empty row alone, by autograd: no other row is asked."""
     s, S, P = by_hand(name, F64)
-    f = ALL[F64][name]
+    f = every(F64)[name]
     (dS,) = torch.autograd.grad((P @ s.V)[0], S, s.dO[0])
     assert f.slope == pytest.approx(float(dS.norm()))
     assert f.empty.dK == pytest.approx(float((s.scale * dS.mT @ s.Q).norm()))
@@ -65,11 +70,11 @@ def test_leaks_are_those_of_autograd(name):
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_no_float_shows_a_leak_where_something_is_seen(dtype):
-    for f in ALL[dtype].values():
+    for f in every(dtype).values():
         assert f.seeing.dV == f.seeing.dK == 0
         assert f.seeing.share < math.log10(torch.finfo(dtype).tiny)
-    assert ALL[dtype]["zero"].seeing.share == ALL[dtype]["nan"].seeing.share == -math.inf
-    assert math.isfinite(ALL[dtype]["lowest"].seeing.share)
+    assert every(dtype)["zero"].seeing.share == every(dtype)["nan"].seeing.share == -math.inf
+    assert math.isfinite(every(dtype)["lowest"].seeing.share)
 
 
 def test_twin_a_shallow_fill_leaks_where_something_is_seen(monkeypatch):
@@ -86,7 +91,7 @@ def test_twin_a_shallow_fill_leaks_where_something_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("name", SEMANTICS)
 def test_the_depth_is_where_half_is_lost(name):
-    f, s = ALL[F64][name], setting(dtype=F64)
+    f, s = every(F64)[name], setting(dtype=F64)
     options = SEMANTICS[name].options(s.masks, F64)
 
     def hidden_share(c):
@@ -106,9 +111,9 @@ def test_the_depth_is_where_half_is_lost(name):
 
 def test_only_the_lowest_float_has_a_gradient_of_scores_that_move_nothing():
     for dtype in (F32, F64):
-        assert [n for n, f in ALL[dtype].items() if f.absorbed] == ["lowest"]
+        assert [n for n, f in every(dtype).items() if f.absorbed] == ["lowest"]
         for name in ("add", "add each", "onnxruntime 1.13"):
-            f = ALL[dtype][name]
+            f = every(dtype)[name]
             assert f.slope == pytest.approx(f.moved, rel=0.05)
     low = torch.finfo(F32).min
     assert torch.equal(setting().S + low, torch.full((7, 7), low))
@@ -132,7 +137,7 @@ def test_the_words_follow_from_the_row(p, filled, said):
 
 
 def test_the_table_is_what_was_found_and_fits():
-    text = table(list(ALL[F32].values()))
+    text = table(list(every(F32).values()))
     assert max(map(len, text.splitlines())) <= 79
     for name, gives in SAYS.items():
         assert any(line.startswith(name) and gives in line for line in text.splitlines())

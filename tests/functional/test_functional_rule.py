@@ -33,7 +33,13 @@ def test_the_right_rule_passes(all_options):
     assert gradgradcheck(function, inputs, fast_mode=True, check_fwd_over_rev=True)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+ALIKE = {"sink", "values in second order"}
+"""Still where another is: what the cap and the keys in second order go through."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in MUTANTS]
+)
 def test_a_slip_fails_in_its_order_and_not_before(name, all_options, monkeypatch):
     monkeypatch.setattr(tile, *MUTANTS[name])
     function, inputs = all_options.ours, all_options.inputs

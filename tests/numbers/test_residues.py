@@ -94,7 +94,24 @@ def test_the_operations_make_a_field(case):
 
 def test_twin_a_composite_modulus_is_no_field():
     m = 2**31 - 2  # even
-    assert residues.mul(t(2), residues.inverse(t(2), m), m).item() != 1
+    many = torch.full((residues.FEW + 1,), 2)
+    assert not (residues.mul(many, residues.inverse(many, m), m) == 1).any()
+    with pytest.raises(ValueError, match="not invertible"):
+        residues.inverse(t(2), m)
+
+
+@pytest.mark.parametrize("p", [LARGEST, residues.draw_prime("0", frozenset())])
+def test_few_and_many_are_inverted_alike(p):
+    """One by one up to FEW, all at once beyond; 0 for 0, and laid out as what is inverted."""
+    a = torch.randint(1, p, (2, residues.FEW), generator=torch.Generator().manual_seed(3)).mT
+    a[0, 0] = 0
+    many = residues.inverse(a, p)
+    few = [residues.inverse(row, p) for row in a]
+    assert torch.stack(few).equal(many)
+    assert residues.mul(a, many, p).flatten().tolist() == [0] + [1] * (a.numel() - 1)
+    part = a[: residues.FEW // 2]
+    assert residues.inverse(part, p).stride() == torch.ones_like(part).stride() != part.contiguous().stride()
+    assert many.stride() == a.stride()
 
 
 def test_neg_of_zero_is_a_residue():
@@ -178,6 +195,32 @@ def unsplit(a, b, p):
     high, low = a1 @ b1, a0 @ b0
     middle = (a1 + a0) @ (b1 + b0) - high - low
     return (high.long() % p * (2**32 % p) + middle.long() % p * 2**16 + low.long()) % p
+
+
+def test_short_is_the_largest_length_of_two_products():
+    """a₁ b and a₀ b, each summed: the largest is a₀ b."""
+    assert (
+        residues.SHORT * (2**16 - 1) * (2**31 - 1) < 2**53 < (residues.SHORT + 1) * (2**16 - 1) * (2**31 - 1)
+    )
+    assert (2**31 - 1) * 2**16 + 2**53 < 2**63  # high 2¹⁶ + low, before the last %
+    assert f"`SHORT` = {residues.SHORT}" in residues.__doc__
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+@pytest.mark.parametrize("residue", [LARGEST - 1, LARGEST - 2, 2**31 - 2**16 - 1])
+def test_matmul_where_two_products_become_three(residue, extra):
+    p, K = LARGEST, residues.SHORT + extra
+    out = residues.matmul(torch.full((1, K), residue), torch.full((K, 1), residue), p)
+    assert out.item() == residue * residue * K % p
+
+
+def test_twin_two_products_are_wrong_beyond_the_bound():
+    """An odd sum above 2⁵³ is no float64, whatever the order of summation."""
+    K = 2 * residues.SHORT + 1
+    exact = K * (2**16 - 1) * (2**31 - 1)
+    assert exact % 2 == 1
+    b = torch.full((K, 1), 2**31 - 1).double()
+    assert (torch.full((1, K), 2**16 - 1).double() @ b).long().item() != exact
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1, 5, residues.LONGEST + 1])

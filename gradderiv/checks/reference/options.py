@@ -344,7 +344,8 @@ def torch_attend(
         return s if mask is None else torch.where(mask[b, i, x, y], s, -torch.inf)
 
     def run(v: Tensor) -> tuple[Tensor, Tensor]:
-        with warnings.catch_warnings():
+        # it would compile itself anew for every call, which takes longer than all the rest
+        with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
             warnings.simplefilter("ignore")  # it advises to compile
             found: Any = flex_attention(
                 q, k, v, score_mod=score_mod, scale=scale, enable_gqa=True, return_aux=AuxRequest(lse=True)
