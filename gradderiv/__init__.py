@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gradderiv._version import __version__
 
 if TYPE_CHECKING:
-    from gradderiv.book.explain import explain
+    from gradderiv.book.formulas.explain import explain
     from gradderiv.checks.check import check
     from gradderiv.checks.proof import Proof
     from gradderiv.checks.prove import prove
@@ -31,7 +31,7 @@ _HOME = {
     "verify": "gradderiv.checks.verify",
     "check": "gradderiv.checks.check",
     "prove": "gradderiv.checks.prove",
-    "explain": "gradderiv.book.explain",
+    "explain": "gradderiv.book.formulas.explain",
     "Proof": "gradderiv.checks.proof",
     "Report": "gradderiv.checks.report",
     "Record": "gradderiv.checks.report",

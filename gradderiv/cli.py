@@ -17,6 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gradderiv._cli_book import book
+from gradderiv._cli_exercise import exercise
 from gradderiv._version import __version__
 
 app = typer.Typer(
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="The benchmarks behind README's figures.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(book, name="book")
+app.add_typer(exercise, name="exercise")
 
 DTYPES = ("float64", "float32", "bfloat16")
 
@@ -116,7 +120,7 @@ def show(
     ] = False,
 ) -> None:
     """Print a formula from the code that runs."""
-    from gradderiv.book.show import show as render
+    from gradderiv.book.formulas.show import show as render
 
     charset = "unicode" if _speaks_unicode() else "ascii"
     typer.echo(render(rule, tex=tex, derivation=derivation, symbolic=symbolic, charset=charset))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-AGREED_SKIPS = ("no CUDA device",)
+AGREED_SKIPS = ("no CUDA device", "no Chromium")
 
 
 @pytest.fixture(autouse=True)

@@ -125,6 +125,6 @@ def test_the_set_up_is_that_of_the_readme_and_of_ci() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     test = setup["options.extras_require"]["test"]
-    for tool in ("pytest-xdist", "ruff", "mypy", "import-linter", "matplotlib"):
+    for tool in ("pytest-xdist", "ruff", "mypy", "import-linter", "gradderiv[book]"):
         assert f"\n{tool}" in test
     assert "slow:" in setup["tool:pytest"]["markers"]

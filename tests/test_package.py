@@ -81,7 +81,12 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     (sdist,) = tmp_path.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
-    for file in ("gradderiv/py.typed", "gradderiv/prose.txt", "gradderiv/rules/multihead.py"):
+    for file in (
+        "gradderiv/py.typed",
+        "gradderiv/prose.txt",
+        "gradderiv/rules/multihead.py",
+        "gradderiv/book/site/static/book.css",
+    ):
         assert file in names
     chapters = sorted((ROOT / "derivations").glob("[0-9]*.py"))
     assert chapters

@@ -1,9 +1,10 @@
-"""Derivations whose every line is checked: the chain, the chapters, and the formulas of a rule in print.
+"""Derivations whose every line is checked, and what is made of them.
 
-chapters()              the files of the book
-run(path)               runs one and returns its chains, all of which hold
-chain.chain, …          what a chapter is written with
-show.show(name)         the formulas of a rule
+chapters()             the files of the book;  run(path): one of them, and its chains, all of which hold
+chain, named, laws     what a chapter is written with;  reasoning: whether a line is true, and whether it follows
+exercises              in the chapters, graded;  site: the book as pages and notebooks
+formulas               the formulas of a rule, from the code that runs
+written, html, mathml, pictures, layout, remarks      print
 """
 
 from __future__ import annotations

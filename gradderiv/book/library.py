@@ -10,7 +10,9 @@ import functools
 import importlib.util
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gradderiv
@@ -32,11 +34,12 @@ class Chapter(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One cell of a chapter: markdown text, or code and the line it starts on."""
+    """One cell of a chapter: markdown text, or code and the line it starts on; what its mark says (``given="5.1"``) is in ``meta``."""
 
     is_code: bool
     source: str
     line: int
+    meta: Mapping[str, str] = MappingProxyType({})
 
 
 def chapters() -> list[Path]:
@@ -64,10 +67,13 @@ def cells(path: Path) -> list[Cell]:
     text = path.read_text(encoding="utf-8")
     marks = [*re.finditer(r"^# %%(.*)$", text, re.M)]
     for mark, end in zip(marks, [*(m.start() for m in marks[1:]), len(text)], strict=True):
-        body = text[mark.end() : end].strip("\n")
+        rest = text[mark.end() : end]
+        body = rest.strip("\n")
         is_code = "[markdown]" not in mark[1]
         source = body if is_code else re.sub(r"^# ?", "", body, flags=re.M)
-        out.append(Cell(is_code, source, text[: mark.end()].count("\n") + 2))
+        meta = {key: value.strip('"') for key, value in re.findall(r'(\w+)=("[^"]*"|\d+)', mark[1])}
+        above = text[: mark.end()].count("\n") + len(rest) - len(rest.lstrip("\n"))
+        out.append(Cell(is_code, source, above + 1, meta))
     return out
 
 

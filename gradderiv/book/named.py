@@ -24,8 +24,9 @@ from gradderiv.book.remarks import plain
 from gradderiv.errors import InputError, message
 from gradderiv.numbers.dual import Dual, DualTensor
 from gradderiv.numbers.field import Field
-from gradderiv.numbers.nodes import Node, Symbol
+from gradderiv.numbers.nodes import Item, Node, Symbol
 from gradderiv.numbers.residues import Root
+from gradderiv.numbers.spelling import spell
 from gradderiv.numbers.tex import Tex, TexTensor
 from gradderiv.rules._inputs import rule
 
@@ -50,12 +51,28 @@ class Named(torch.Tensor):
     faces: tuple[Tensor, ...]
     made_by: Any
     operands: tuple[Any, ...]
+    options: dict[str, Any]
 
     @staticmethod
-    def __new__(cls, faces: tuple[Tensor, ...], made_by: Any = None, operands: tuple[Any, ...] = ()) -> Named:
+    def __new__(
+        cls,
+        faces: tuple[Tensor, ...],
+        made_by: Any = None,
+        operands: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None,
+    ) -> Named:
         self: Named = torch.Tensor._make_wrapper_subclass(cls, faces[0].shape, dtype=faces[0].dtype)
-        self.faces, self.made_by, self.operands = faces, made_by, operands
+        self.faces, self.made_by, self.operands, self.options = faces, made_by, operands, options or {}
         return self
+
+    @property
+    def is_formula(self) -> bool:
+        """Whether it was made of others, and has no name of its own."""
+        return self.made_by is not None and not isinstance(self.node, (Symbol, Item))
+
+    def remade(self, *operands: Any) -> Any:
+        """The same operation on other operands."""
+        return self.made_by(*operands, **self.options)
 
     @property
     def formula(self) -> TexTensor:
@@ -90,15 +107,41 @@ class Named(torch.Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         count = len(next(x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Named)).faces)
+        _require_fitting(func, args)
         outs = [
             func(*(_swap(a, i) for a in args), **{k: _swap(v, i) for k, v in kwargs.items()})
             for i in range(count)
         ]
-        return _zip(outs, lambda faces, name: Named(tuple(faces), func, args))
+        return _zip(outs, lambda faces, name: Named(tuple(faces), func, args, kwargs))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise NotImplementedError(f"{func} below __torch_function__")  # pragma: no cover
+
+
+def _require_fitting(func: Any, args: tuple[Any, ...]) -> None:
+    """Refuse a product of matrices whose dimensions do not fit, in the words of the book."""
+    if func is not torch.Tensor.matmul or not all(isinstance(a, Named) and a.dim() == 2 for a in args):
+        return
+    A, B = args
+    if A.shape[1] != B.shape[0]:
+        a, b = spell(A.node), spell(B.node)
+        fits = {
+            f"({a})ᵀ times {b}": A.shape[0] == B.shape[0],
+            f"{a} times ({b})ᵀ": A.shape[1] == B.shape[1],
+            f"{b} times {a}": B.shape[1] == A.shape[0],
+        }
+        ways = " or ".join(way for way, does in fits.items() if does)
+        raise InputError(
+            message(
+                "a product A B needs as many columns of A as rows of B",
+                f"{a}, {A.dimensions}, times {b}, {B.dimensions}",
+                "a transpose is missing or one too many, or the order is wrong",
+                f"these fit: {ways}"
+                if ways
+                else "no order and no transpose fits; another factor belongs here",
+            )
+        )
 
 
 def _leaves(tree: Any) -> Iterable[Any]:
@@ -150,6 +193,21 @@ def inner(A: Tensor, B: Tensor) -> Tensor:
     return (A * B).sum()
 
 
+def require_named(asked: str, *values: Any) -> None:
+    """
+    Raises:
+        InputError: one of the values is no named matrix.
+    """
+    for x in values:
+        if not isinstance(x, Named) or x.dtype == torch.bool:
+            came = f"{x!r}" if isinstance(x, Named) else f"{type(x).__name__}"
+            cause, do = (
+                "it was not made from the matrices of a Point, or has no numbers",
+                "write it with them",
+            )
+            raise InputError(message(f"{asked} needs a named matrix", came, cause, do))
+
+
 def named(name: str, x: Named) -> Named:
     """x, under a name; what it was made of is remembered as the meaning of the name."""
     return Named((x.formula.tex_system.symbol(name, *x.shape, meaning=(x.node,)), *x.points))
@@ -174,7 +232,9 @@ class Point:
     def shape(self, dims: str) -> tuple[int, ...]:
         """``"d_model, h*d_k"`` → (5, 14)"""
         return tuple(
-            math.prod(self.sizes[s.strip()] for s in dim.split("*")) for dim in dims.split(",") if dim
+            math.prod(int(s) if s.isdigit() else self.sizes[s] for s in map(str.strip, dim.split("*")))
+            for dim in dims.split(",")
+            if dim
         )
 
     def free(self, name: str, dims: str = "") -> Named:
@@ -212,14 +272,25 @@ def moves(x: Named, x_dot: Named) -> Moves:
     return Moves(x, x_dot)
 
 
+def _moving(tree: Any) -> Iterable[Moves]:
+    if isinstance(tree, Moves):
+        yield tree
+    elif _is_tree(tree):
+        for branch in tree:
+            yield from _moving(branch)
+
+
 def differential(f: Callable[..., Any], *args: Any, name: str = "", **kwargs: Any) -> Any:
     """The true tangent of ``f(…)``: dual numbers x + ε ẋ through the forward code of f
 
-    The result has the structure of f's own; each tangent is called by its field's name, or ``name``, and _dot.
+    The result has the structure of f's own; each tangent is called by its field's name, or ``name``, and _dot; the
+    fields of a ``…_vjp`` are gradients, and theirs are dQ_dot, ….
     """
-    given = (*args, *kwargs.values())
-    directions = tuple(v.x_dot for v in given if isinstance(v, Moves))
-    meaning = tuple(d.node for d in directions)
+    directions = tuple(v.x_dot for v in _moving((args, tuple(kwargs.values()))))
+    given = (
+        x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Named) and x.dtype != torch.bool
+    )
+    meaning = tuple(dict.fromkeys(x.node for x in (*directions, *given)))  # all that it depends on
     system = directions[0].formula.tex_system
     dual = Dual()
     faces = range(1, len(directions[0].faces))
@@ -227,11 +298,12 @@ def differential(f: Callable[..., Any], *args: Any, name: str = "", **kwargs: An
     def at(value: Any, face: int) -> Any:
         if isinstance(value, Moves):
             return dual.make(value.x.faces[face], value.x_dot.faces[face])
-        return _swap(value, face)
+        return _like(value, [at(v, face) for v in value]) if _is_tree(value) else _swap(value, face)
 
     def tangent(duals: list[Tensor], field: str) -> Named:
         values = [x.tangent if isinstance(x, DualTensor) else torch.zeros_like(x) for x in duals]
-        symbol = system.symbol(f"{field or name}_dot", *values[0].shape, meaning=meaning)
+        called = f"d{field}" if field and getattr(f, "__name__", "").endswith("_vjp") else field or name
+        symbol = system.symbol(f"{called}_dot", *values[0].shape, meaning=meaning)
         return Named((symbol, *values), differential, (f, *directions))
 
     outs = [f(*(at(a, i) for a in args), **{k: at(v, i) for k, v in kwargs.items()}) for i in faces]

@@ -54,7 +54,7 @@ def _of_some(formula: Formula, told: Told, given: Sequence[Any], some: Sequence[
 
 
 def tangent_of_tangent(call: Call, given: Given, needs: Needs) -> tuple[Tensor, ...]:
-    """The tangents of Ȯ, lsė, and of the weights' tangent where it is asked for."""
+    """The tangents of Ȯ, (lse)˙, and of the weights' tangent where it is asked for."""
     x, directions = given.x, (_wide(given.x, t) for t in (given.dot, given.by, given.dot_by))
     return _outputs(call, x, rules.tile_jvp_jvp(_tile(call, x), None, *directions))
 

@@ -1,6 +1,6 @@
 r"""How an expression is written: ``\tau Q K^{\top}``, ``τ Q Kᵀ`` or ``tau Q K^T``.
 
-Names follow the code: ``dS`` is a gradient and ``S_dot`` a tangent; ``scale`` is τ, ``delta`` δ, ``calK`` 𝓚, ``D_K`` 𝓓_K,
+Names follow the code: ``dS`` is a gradient and ``S_dot`` a tangent; ``scale`` is τ, ``delta`` δ, ``gain`` γ, ``shift`` β, ``eps`` ε, ``calK`` 𝓚, ``D_K`` 𝓓_K,
 ``W_Q`` W^Q; ``mask`` is M and ``M`` is M̃ = [M … M].
 """
 
@@ -31,11 +31,17 @@ LETTERS = {  # code: Unicode, TeX, ASCII
     "scale": ("τ", r"\tau", "tau"),
     "delta": ("δ", r"\delta", "delta"),
     "loss": ("ℓ", r"\ell", "loss"),
+    "gain": ("γ", r"\gamma", "gain"),
+    "shift": ("β", r"\beta", "shift"),
+    "eps": ("ε", r"\varepsilon", "eps"),
+    "sigma": ("σ", r"\sigma", "sigma"),
+    "kappa": ("κ", r"\kappa", "kappa"),
     "Pi": ("Π", r"\Pi", "Pi"),
     "mask": ("M", "M", "mask"),
     "M": ("M̃", r"\tilde{M}", "M"),
 }
-SMALL = {"b", "bias", "scale", "lse", "loss"}  # what may follow the d of a gradient in lower case
+# what may follow the d of a gradient in lower case
+SMALL = {"b", "bias", "scale", "lse", "loss", "gain", "shift"}
 
 
 class Name(NamedTuple):
@@ -91,7 +97,9 @@ def _unicode(name: str) -> str:
     letter = _script(n)
     base = chr(0x1D4D0 + ord(letter) - ord("A")) if letter else LETTERS.get(n.base, (n.base,))[0]
     index = ("^" if n.raised else "_") + n.sub if n.sub else ""
-    if _is_product(n):
+    if _is_product(n) or (
+        n.dot and len(base) > 1 and base.isalpha()
+    ):  # a dot above one letter of several says less
         return ("d" if n.gradient else "") + f"({base}{index})" + ("\u02d9" if n.dot else "")
     base = unicodedata.normalize("NFC", base + "\u0307") if n.dot else base
     return ("d" if n.gradient else "") + base + index

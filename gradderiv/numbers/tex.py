@@ -131,7 +131,7 @@ class Tex(System):
     def mul(self, x: Number, y: Number) -> Number:
         blank = x.main * y.main
         if x.dim() == 0 or y.dim() == 0:
-            s, a = (x, y) if x.dim() == 0 else (y, x)
+            s, a = (x, y) if x.dim() == 0 and not (y.dim() == 0 and isinstance(y.note, Constant)) else (y, x)
             return self.named(nodes.scaled(s.note, a.note, scalar=a.dim() == 0), blank)
         return self.named(nodes.hadamard(x.note, y.note), blank)
 

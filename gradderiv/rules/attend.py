@@ -89,7 +89,7 @@ def attend(
 
 @rule
 def attend_jvp(saved: Trace, Q_dot: Tensor, K_dot: Tensor, V_dot: Tensor, **dots: Tensor | None) -> Attended:
-    """Ȯ = Ṗ V + P V̇,   Ṗ = P ∘ (Ṡ − lsė), and so on through the table
+    """Ȯ = Ṗ V + P V̇,   Ṗ = P ∘ (Ṡ − (lse)˙), and so on through the table
 
     The chain rule, first row to last; ``sinks_dot=…`` and so on for the options.
     """

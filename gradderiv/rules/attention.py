@@ -101,7 +101,7 @@ def attention_jvp(
     V_dot: Tensor,
     bias_dot: Tensor | None = None,
 ) -> Tensor:
-    """Ṡ = τ (Q̇ Kᵀ + Q K̇ᵀ) + biaṡ,   Ȯ = Ṗ V + P V̇
+    """Ṡ = τ (Q̇ Kᵀ + Q K̇ᵀ) + (bias)˙,   Ȯ = Ṗ V + P V̇
 
     The product rule on eq. 1 of Vaswani et al. 2017.
     """

@@ -92,7 +92,7 @@ def softmax_lse(
 def softmax_lse_jvp(
     saved: SoftmaxLseSaved, S_dot: Tensor, sinks_dot: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """lsė = rowsum(P ∘ Ṡ) + p ṡ,   Ṗ = P ∘ (Ṡ − lsė)
+    """(lse)˙ = rowsum(P ∘ Ṡ) + p ṡ,   Ṗ = P ∘ (Ṡ − (lse)˙)
 
     exp(S − lse), differentiated.
     """
@@ -126,9 +126,9 @@ def softmax_lse_vjp_jvp(
     S_dot: Tensor,
     sinks_dot: Tensor | None = None,
 ) -> SoftmaxLseGradients:
-    """dṠ = Ṗ ∘ (dP − δ + dlse) + P ∘ (dṖ − δ̇ + dlsė),   dṡ = Σ ṗ (dlse − δ) + p (dlsė − δ̇)
+    """dṠ = Ṗ ∘ (dP − δ + dlse) + P ∘ (dṖ − δ̇ + d(lse)˙),   dṡ = Σ ṗ (dlse − δ) + p (d(lse)˙ − δ̇)
 
-    The product rule on :func:`softmax_lse_vjp`, line by line; ṗ = p (ṡ − lsė).
+    The product rule on :func:`softmax_lse_vjp`, line by line; ṗ = p (ṡ − (lse)˙).
     """
     P, p, sinks, given = saved
     dP, dlse = d[0].to(P.dtype), d[1].to(P.dtype).unsqueeze(-1)  # ... n_q n_k, ... n_q 1

@@ -65,7 +65,7 @@ def tile(x: Tile) -> Outputs:
 
 @rule
 def tile_jvp(x: Tile, lse: Tensor | None, dot: Dots) -> Outputs:
-    """Ṡ = (1 − T²) ∘ τ (Q̇ Kᵀ + Q K̇ᵀ) + biaṡ,   lsė = rowsum(P ∘ Ṡ) + p ṡ,   Ṗ = P ∘ (Ṡ − lsė),   Ȯ = Ẇ V + W V̇
+    """Ṡ = (1 − T²) ∘ τ (Q̇ Kᵀ + Q K̇ᵀ) + (bias)˙,   (lse)˙ = rowsum(P ∘ Ṡ) + p ṡ,   Ṗ = P ∘ (Ṡ − (lse)˙),   Ȯ = Ẇ V + W V̇
 
     The product rule on :func:`tile`; T = tanh(Z/c).
     """
@@ -75,7 +75,7 @@ def tile_jvp(x: Tile, lse: Tensor | None, dot: Dots) -> Outputs:
 
 @rule
 def tile_jvp_jvp(x: Tile, lse: Tensor | None, dot: Dots, by: Dots, dot_by: Dots) -> Outputs:
-    """P̈ = (Ṡ − lsė) ∘ P′ + P ∘ (Ṡ′ − lsė′),   lsė′ = rowsum((Ṡ − lsė) ∘ P′ + P ∘ Ṡ′) + p′ (ṡ − lsė) + p ṡ′,   Ö = Ẅ V + Ẇ V′ + W′ V̇ + W V̇′
+    """P̈ = (Ṡ − (lse)˙) ∘ P′ + P ∘ (Ṡ′ − (lse)˙′),   (lse)˙′ = rowsum((Ṡ − (lse)˙) ∘ P′ + P ∘ Ṡ′) + p′ (ṡ − (lse)˙) + p ṡ′,   Ö = Ẅ V + Ẇ V′ + W′ V̇ + W V̇′
 
     The tangent of :func:`tile_jvp` along a second direction, ′ = ``by``, in which the tangents move by ``dot_by``. Ṡ′ has τ (Q̇ K′ᵀ + Q′ K̇ᵀ + Q̇′ Kᵀ + Q K̇′ᵀ).
     """
@@ -124,7 +124,7 @@ def tile_vjp(d: Outputs, x: Tile, lse: Tensor | None) -> Dots:
 def tile_vjp_jvp(d: Outputs, x: Tile, lse: Tensor | None, d_dot: Outputs, dot: Dots) -> Dots:
     """dṠ = Ṗ ∘ (dP + β) + P ∘ (dṖ + β̇),   dŻ = (1 − T²) ∘ dṠ − (2/c) T ∘ Ż ∘ dZ,   dQ̇ = τ (dŻ K + dZ K̇),   dK̇ = τ (dŻᵀ Q + dZᵀ Q̇)
 
-    The product rule on :func:`tile_vjp`, line by line; dV̇ = Ẇᵀ dO + Wᵀ dȮ, dṡ = Σ (ṗ β + p β̇), ṗ = p (ṡ − lsė).
+    The product rule on :func:`tile_vjp`, line by line; dV̇ = Ẇᵀ dO + Wᵀ dȮ, dṡ = Σ (ṗ β + p β̇), ṗ = p (ṡ − (lse)˙).
     """
     now = _now(x, lse)
     return _turned(d, x, now, d_dot, _along(x, now, dot), dot)
@@ -203,7 +203,7 @@ def _arriving(d: Outputs, x: Tile, now: _Now) -> tuple[Tensor, Tensor]:
 
 
 class _Along(NamedTuple):
-    """Ż, Ṡ, Ṗ, Ẇ (..., m, e), lsė, ṗ (..., m, 1)."""
+    """Ż, Ṡ, Ṗ, Ẇ (..., m, e), (lse)˙, ṗ (..., m, 1)."""
 
     Z: Tensor | None
     S: Tensor | None
@@ -229,7 +229,7 @@ def _along(x: Tile, now: _Now, dot: Dots) -> _Along:
 
 
 def _moved(x: Tile, now: _Now, along: _Along, dot: Dots) -> Outputs:
-    """Ȯ = Ẇ V + W V̇, lsė, Ẇ"""
+    """Ȯ = Ẇ V + W V̇, (lse)˙, Ẇ"""
     O_dot = along.W @ x.V  # ... m d_v
     O_dot = O_dot if dot.V is None else O_dot + now.W @ dot.V  # ... m d_v
     return Outputs(O_dot, along.lse, along.W)

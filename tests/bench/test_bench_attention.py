@@ -171,7 +171,7 @@ def test_a_slow_call_counts_as_the_only_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_process_of_its_own_says_what_this_one_would() -> None:
     plans = [
-        Plan(SMALL, (DOUBLE, JVP), budget=0.01, threads=1, dtype="float64"),
+        Plan(SMALL, (DOUBLE,), budget=0.01, threads=1, dtype="float64"),
         Plan(Case(2, 16, 4, True), (FIRST,), (OURS, MATH), budget=0.0, threads=1),
     ]
     steps: list[str] = []

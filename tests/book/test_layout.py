@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gradderiv.book.layout import beside, columns, fold, wrap
 from gradderiv.book.remarks import plain, prose
 
@@ -50,6 +52,23 @@ def test_prose() -> None:
     )
     assert prose("as for W^V; 𝓘ᵀ = 𝓘") == r"as for $W^{V}$; $\mathcal{I}^{\top} = \mathcal{I}$"
     assert prose("dO W^Oᵀ") == r"$dO W^{O\,\top}$"
-    assert prose("Ẋ_kv and Σ_ij A_ij") == r"$\dot{X}_{\mathrm{kv}}$ and $\Sigma _{ij} A_{ij}$"
+    assert prose("Ẋ_kv and Σ_ij A_ij") == r"$\dot{X}_{\mathrm{kv}}$ and $\Sigma_{ij} A_{ij}$"
     assert prose("Y = X W + b, and S = τ Q + bias") == r"$Y = X W + b$, and $S = \tau  Q + \mathrm{bias}$"
     assert prose("nothing but words") == "nothing but words"
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("⟨A, c B⟩ = sum(A ∘ B)", r"$\langle A, c B\rangle  = \operatorname{sum}(A \circ  B)$"),
+        ("(c ∘ A) B, and only a moves", r"$(c \circ  A) B$, and only $a$ moves"),
+        ("lse_1 = exp(S − lse)", r"$\mathrm{lse}_{1} = \operatorname{exp}(S - \mathrm{lse})$"),
+        ("ṙ = −r³ v̇ / 2", r"$\dot{r} = -r^{3} \dot{v} / 2$"),
+        ("db^Q = dQᵀ 1; chapter 4", "$db^{Q} = dQ^{\\top} 1$; chapter 4"),
+        ("what grad_W_Q returns", r"what $\operatorname{grad\_W\_Q}$ returns"),
+        ("collect (bias)˙ and (XW^K)˙", r"collect $\dot{\mathrm{bias}}$ and $\dot{(XW^{K})}$"),
+        ("a row of P is 1, or 0", "a row of $P$ is 1, or 0"),
+    ],
+)
+def test_prose_tells_letters_from_words(text: str, latex: str) -> None:
+    assert prose(text) == latex

@@ -78,6 +78,8 @@ def test_formulas(x: TexTensor, unicode: str, tex: str, ascii: str) -> None:
         ("D_K", "𝓓_K", r"\mathcal{D}_{K}", "D_K"),
         ("Pi_1", "Π_1", r"\Pi_{1}", "Pi_1"),
         ("bias", "bias", r"\mathrm{bias}", "bias"),
+        ("bias_dot", "(bias)˙", r"\dot{\mathrm{bias}}", "bias_dot"),
+        ("scale_dot", "τ̇", r"\dot{\tau}", "tau_dot"),
         ("dbias", "dbias", r"d\mathrm{bias}", "dbias"),
         ("mask", "M", "M", "mask"),
         ("M", "M̃", r"\tilde{M}", "M"),

@@ -54,7 +54,7 @@ def sinks_stand_still(saved: SoftmaxLseSaved, S_dot: Tensor, sinks_dot: Tensor) 
 def share_stands_still(
     d: Pair, saved: SoftmaxLseSaved, d_dot: Pair, S_dot: Tensor, sinks_dot: Tensor
 ) -> Gradients:
-    """dṡ = Σ p (dlsė − δ̇)"""
+    """dṡ = Σ p (d(lse)˙ − δ̇)"""
     right = softmax_lse_vjp_jvp(d, saved, d_dot, S_dot, sinks_dot)
     P, p, sinks, _ = saved
     assert p is not None
@@ -181,11 +181,11 @@ MUTANTS = (
         {"softmax.f": for_each_group}, kind="forward", problems=("gpt-oss",), kills=VALUE,
     ),
     Mutant(
-        "tangent-sinks", "lsė = rowsum(P ∘ Ṡ): the sinks stand still", "ours", {"softmax.jvp": sinks_stand_still},
+        "tangent-sinks", "(lse)˙ = rowsum(P ∘ Ṡ): the sinks stand still", "ours", {"softmax.jvp": sinks_stand_still},
         problems=("attend-sinks",), **TANGENT,
     ),
     Mutant(
-        "second-sinks", "dṡ = Σ p (dlsė − δ̇): what the sink takes stands still", "ours",
+        "second-sinks", "dṡ = Σ p (d(lse)˙ − δ̇): what the sink takes stands still", "ours",
         {"softmax.vjp_jvp": share_stands_still}, kind="second", problems=("attend-sinks",), kills=frozenset({"second order"}),
     ),
     Mutant(

@@ -10,7 +10,7 @@ from typing import Any
 import sympy as sp
 from torch import Tensor
 
-from gradderiv.book.catalog import HEADS, VARIABLES, family, forward, function, shapes
+from gradderiv.book.formulas.catalog import HEADS, VARIABLES, family, forward, function, shapes
 from gradderiv.book.layout import fold
 from gradderiv.numbers.symbols import Exp, Symbols
 

@@ -7,10 +7,11 @@ import inspect
 import pytest
 import sympy as sp
 
-from gradderiv.book import catalog, chapters
-from gradderiv.book.explicit import entries, explicit
+from gradderiv.book import chapters
+from gradderiv.book.formulas import catalog
+from gradderiv.book.formulas.explicit import entries, explicit
+from gradderiv.book.formulas.show import show, shown, shown_names
 from gradderiv.book.layout import columns
-from gradderiv.book.show import show, shown, shown_names
 from gradderiv.errors import InputError
 from gradderiv.rules import multihead
 
@@ -150,8 +151,8 @@ def test_the_layer_as_a_whole() -> None:
 
 
 def test_what_the_book_does_not_derive() -> None:
-    with pytest.raises(InputError, match="none ends in attention_jvp"):
-        show("attention_jvp", derivation=True)
+    with pytest.raises(InputError, match="none ends in linear_jvp"):
+        show("linear_jvp", derivation=True)
 
 
 def test_an_unknown_name() -> None:

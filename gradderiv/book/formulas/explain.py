@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradderiv.book.formulas.trace import STEPS, Trace
+from gradderiv.book.formulas.trace import Step as Line
 from gradderiv.book.layout import pad
-from gradderiv.book.trace import STEPS, Trace
-from gradderiv.book.trace import Step as Line
 from gradderiv.checks import models
 from gradderiv.checks._model_layers import LAYERS
 from gradderiv.checks._models import System

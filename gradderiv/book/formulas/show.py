@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gradderiv.book import library
-from gradderiv.book.catalog import (
+from gradderiv.book.formulas.catalog import (
     HEADS,
     RULES,
     VARIABLES,
@@ -21,9 +21,9 @@ from gradderiv.book.catalog import (
     shapes,
     shown_names,
 )
+from gradderiv.book.formulas.trace import Step, Trace, needed
 from gradderiv.book.layout import beside, columns, fold, pad, wrap
 from gradderiv.book.remarks import plain
-from gradderiv.book.trace import Step, Trace, needed
 from gradderiv.errors import InputError, message
 from gradderiv.numbers.nodes import Symbol
 from gradderiv.numbers.spelling import ASCII, STYLES, TEX, Style
@@ -74,7 +74,7 @@ def show(
         return "\n\n".join(c.tex() if tex else c.text(style, width) for c in chains)
     parts = [name, f"{name}_jvp", f"{name}_vjp"] if name in RULES else [name]
     if symbolic:
-        from gradderiv.book.explicit import explicit
+        from gradderiv.book.formulas.explicit import explicit
 
         return "\n\n".join(f"{part}\n{explicit(part, tex=tex, width=width)}" for part in parts)
     return "\n\n".join(_tex(s) if tex else _text(s, style, width) for s in map(shown, parts))
