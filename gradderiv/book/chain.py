@@ -110,8 +110,13 @@ class Chain:
             )
 
     @property
+    def expressions(self) -> list[Named]:
+        """The expressions that are equal, without the names given on the way."""
+        return [line.named for line in self.lines if not line.let]
+
+    @property
     def last(self) -> Named:
-        return next(line.named for line in reversed(self.lines) if not line.let)
+        return self.expressions[-1]
 
     @property
     def steps(self) -> int:
@@ -133,7 +138,7 @@ class Chain:
             InputError: no reason is given, or words in the place of one; or a name stands for two matrices.
             ChainError: the line is false, or it does not follow by the reasons named.
         """
-        number = 1 + sum(not line.let for line in self.lines)
+        number = 1 + len(self.expressions)
         require_named(f"line {number}", expression)
         _require_reasons(number, reasons)
         self._require_one_meaning(expression, reasons)
@@ -168,7 +173,7 @@ class Chain:
     def cited(self, statement: str) -> Cited:
         """What this chain has shown, as a reason in another one."""
         lets = self._step(self.last, ()).form
-        return Cited(tuple(lets(line.named.node) for line in self.lines if not line.let), statement)
+        return Cited(tuple(lets(x.node) for x in self.expressions), statement)
 
     def let(self, name: str, expression: Named, reason: str = "") -> Named:
         """Give ``expression`` a name from here on; without a reason its shape stands beside it.

@@ -10,6 +10,7 @@ from gradderiv.book.exercises.grading import ATTEMPT, JUDGES, Answered, judged
 from gradderiv.book.exercises.guard import GRADIENTS, raised
 from gradderiv.book.exercises.verdict import Part
 from gradderiv.book.named import Named, differential, inner
+from gradderiv.book.reasoning.equality import equal
 from gradderiv.numbers.nodes import Call, Item, Node, Symbol
 from gradderiv.numbers.spelling import spell
 
@@ -33,9 +34,9 @@ def check_chain(
     if not JUDGES.get():
         return
     attempt = ATTEMPT.get()
-    given = _lines(attempt.given["line"]) if attempt else _lines(line)[:1]
+    given = attempt.given["line"].expressions if attempt else line.expressions[:1]
     solution = attempt.solved["line"] if attempt else line
-    solved, own = _lines(solution)[len(given) :], _lines(line)[len(given) :]
+    solved, own = solution.expressions[len(given) :], line.expressions[len(given) :]
     allowed = {c for x in (*given, *solved) for c in gradients_in(x.node)}
     known = {id(t) for x in (attempt.given.values() if attempt else own) for t in _tangents(x)}
     bare = _computed(line) if not _computed(solution) else set()
@@ -94,12 +95,6 @@ def same(x: Any, y: Any) -> bool:
     return False
 
 
-def equal(x: Named, y: Named) -> bool:
-    """Whether two named matrices have one value."""
-    pairs = zip(x.points, y.points, strict=True)
-    return x.shape == y.shape and not any(bool(a.system.differs(a, b).any()) for a, b in pairs)
-
-
 def quotes(x: Named, allowed: set[str]) -> str:
     """Why an expression is no derivation: it calls a gradient that ships, or differentiates; or ""."""
     called = next((c for c in gradients_in(x.node) if c not in allowed), "")
@@ -140,11 +135,6 @@ def gradients_in(node: Node) -> Iterator[str]:
     if isinstance(node, Symbol):
         for meaning in node.meaning:
             yield from gradients_in(meaning)
-
-
-def _lines(chain: Chain) -> list[Named]:
-    """The expressions that are equal, without the names given on the way."""
-    return [line.named for line in chain.lines if not line.let]
 
 
 def _computed(chain: Chain) -> set[int]:

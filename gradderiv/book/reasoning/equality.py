@@ -84,6 +84,12 @@ def require_equal(before: Named, now: Named, asked: str, around: Sequence[Named]
     return Compared(now.numel(), now.points[0].system.lanes, len(now.points), failure)
 
 
+def equal(x: Named, y: Named) -> bool:
+    """Whether two named matrices have one value."""
+    pairs = zip(x.points, y.points, strict=True)
+    return x.shape == y.shape and not any(bool(a.system.differs(a, b).any()) for a, b in pairs)
+
+
 def is_zero(x: Named) -> bool:
     """Whether every entry is 0, in every lane and under each shift."""
     return not any(nonzero(value) for value in x.points)
